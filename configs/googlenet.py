@@ -1,0 +1,76 @@
+"""Every field that a run has, with the published value and its source.
+
+Not a recipe of its own: configs/digits.py is the smallest one. Sources:
+  paper      Szegedy et al. 2014, Going Deeper with Convolutions, arXiv:1409.4842
+  reference  BVLC/caffe, models/bvlc_googlenet: train_val.prototxt, solver.prototxt,
+             quick_solver.prototxt
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults, locked: a recipe that misspells a field fails at that line."""
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, order of examples, augmentation and dropout
+    config.batch_size = 32  # images per step over all devices; reference: train_val.prototxt
+    config.accumulation = 1  # parts that a batch is computed in, one after another
+    config.epochs = 60.0  # reference: quick_solver.prototxt, 2.4 M iterations of 32 images
+
+    config.model = ConfigDict()
+    config.model.name = "googlenet"
+    config.model.auxiliary_heads = True  # paper, section 5
+    config.model.batch_norm = False  # instead of LRN; for small images
+    config.model.width = 1.0  # factor on every layer's channels; for small images
+    config.model.small_stem = False  # 3x3/1 instead of 7x7/2 and pooling; for small images
+    config.model.dropout = 0.4  # before the main classifier; paper, section 5
+    config.model.auxiliary_dropout = 0.7  # paper, section 5
+    config.model.dtype = "float32"  # of computation: bfloat16, float32 or float64 (to verify)
+
+    config.loss = ConfigDict()
+    config.loss.auxiliary_weight = 0.3  # of each auxiliary head; paper, section 5
+
+    config.optim = ConfigDict()
+    config.optim.momentum = 0.9  # paper, section 6
+    # optax: buffer = momentum * buffer + gradient; step = rate * buffer
+    # caffe: buffer = momentum * buffer + rate * gradient; step = buffer (reference solver)
+    config.optim.momentum_form = "optax"  # equal to caffe's while the rate is constant
+    config.optim.weight_decay = 2e-4  # of kernels, never of biases; reference: solver.prototxt
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "step"  # step, poly or cosine
+    config.schedule.rate = 0.01  # at the start or after the warm-up; reference: solver.prototxt
+    config.schedule.factor = 0.96  # step: 4 % lower ...; paper, section 6
+    config.schedule.every_epochs = 8.0  # ... every 8 epochs; paper, section 6
+    config.schedule.power = 0.5  # poly: rate * (1 - t/T)^power; reference: quick_solver.prototxt
+    config.schedule.warmup_epochs = 0.0  # linear from 0 to rate, before the schedule begins
+
+    config.data = ConfigDict()
+    config.data.name = "imagenet2012"  # digits, or any TFDS set with image and label
+    config.data.dir = "~/tensorflow_datasets"  # where TFDS sets are; TFDS's own default
+    config.data.train_split = "train"
+    config.data.eval_split = "validation"
+    config.data.image_size = 224  # side in pixels; paper, section 5
+    config.data.crop_area = (0.08, 1.0)  # share of the image's area; paper, section 6
+    config.data.crop_aspect = (3 / 4, 4 / 3)  # width / height; paper, section 6
+    config.data.mirror = True  # half of the training images; paper, section 7 (test crops)
+    config.data.eval_resize = 256  # shorter side before the central crop; reference: 256 images
+    config.data.mean = (123.0, 117.0, 104.0)  # RGB; reference: train_val.prototxt, as BGR there
+    config.data.std = (1.0, 1.0, 1.0)  # reference: no scaling
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = (
+        128  # images per step over all devices; the result does not depend on it
+    )
+    config.eval.every_steps = 4000  # and at the end; reference: solver.prototxt, test_interval
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 4000  # and after each evaluation, and at the end
+    config.checkpoint.keep = 3  # newest ones, besides the one with the best top-1
+
+    config.log_every_steps = 40  # reference: solver.prototxt, display
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share the batch; -1: all that are left
+    config.mesh.model = 1  # devices that share the parameters
+    return config.lock()

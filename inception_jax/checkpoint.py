@@ -1,0 +1,242 @@
+"""Saving and restoring a run: orbax for the arrays, checksums around them, and the order of it all.
+
+    WORKDIR/checkpoints/STEP/state/          orbax's files
+    WORKDIR/checkpoints/STEP/meta.json       step, config, counters, mark of metrics.jsonl
+    WORKDIR/checkpoints/STEP/checksums.json  SHA-256 of every file above
+    WORKDIR/checkpoints/.unfinished/         what is being written or deleted
+
+The order of a save at step k: the losses up to k are known to be finite; metrics up to k are on the
+disk; the arrays are copied from the devices; then, while training goes on, orbax writes them under
+.unfinished, the checksums follow, and a rename makes the checkpoint exist. So one that exists is
+whole or was damaged later. Then old ones are deleted: all but the newest `keep` and the best.
+
+The order of a resume: .unfinished is removed; the newest checkpoint whose checksums hold is chosen,
+damaged newer ones are named and set aside; what differs between its config and the given one is
+told, or refused; the arrays are restored, onto whatever devices there are now; metrics.jsonl is cut
+to its mark and the TensorBoard events are written anew; training goes on with the next step.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from inception_jax.errors import UserError
+
+CHECKSUMS = "checksums.json"
+META = "meta.json"
+SYSTEM_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
+
+class Found(NamedTuple):
+    """A whole checkpoint."""
+
+    step: int
+    folder: Path
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, workdir: Path, keep: int):
+        self.folder = workdir / "checkpoints"
+        self._unfinished = self.folder / ".unfinished"
+        self._keep = keep
+        self._orbax = ocp.StandardCheckpointer()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def find_newest(self) -> tuple[Found | None, list[str]]:
+        """Chooses what to resume from.
+
+        Returns:
+          The newest whole checkpoint, None if there are none at all, and a line for each damaged
+          one that was set aside.
+
+        Raises:
+          UserError: there are checkpoints, and all of them are damaged. Nothing is changed then.
+        """
+        _remove(self._unfinished)
+        damaged = {}
+        for step in reversed(self._steps()):
+            folder = self.folder / str(step)
+            problem = verify(folder)
+            if problem is None:
+                break
+            damaged[folder] = problem
+        else:
+            if damaged:
+                folder, problem = next(iter(damaged.items()))
+                raise UserError(
+                    f"no checkpoint in {self.folder} is whole (the newest, {folder.name}:"
+                    f" {problem}): restore the folder from a copy, or remove it to start anew"
+                )
+            return None, []
+        lines = []
+        for bad, problem in damaged.items():
+            aside = bad.with_name(f"{bad.name}.damaged")
+            _remove(aside)
+            bad.rename(aside)
+            lines.append(f"checkpoint {bad.name} is damaged ({problem}): set aside as {aside.name}")
+        return Found(step, folder, json.loads((folder / META).read_text())), lines
+
+    def restore(self, found: Found, abstract_state):
+        """Reads the arrays of a whole checkpoint.
+
+        Args:
+          found: from find_newest.
+          abstract_state: a tree of ShapeDtypeStructs with the shardings to restore onto.
+
+        Raises:
+          UserError: the checkpoint's arrays are not those of abstract_state.
+        """
+        stored, wanted = found.meta["arrays"], describe(abstract_state)
+        differing = sorted(
+            name for name in stored.keys() | wanted if stored.get(name) != wanted.get(name)
+        )
+        if differing:
+            name = differing[0]
+            raise UserError(
+                f"checkpoint {found.step} in {self.folder} does not fit: {len(differing)} arrays"
+                f" differ, the first {name} ({stored.get(name, 'none')} there,"
+                f" {wanted.get(name, 'none')} here): take another --workdir"
+            )
+        return self._orbax.restore((found.folder / "state").absolute(), abstract_state)
+
+    def save(self, step: int, state, meta: dict[str, Any], best: int | None) -> None:
+        """Starts a save and returns once the arrays are copied from the devices.
+
+        Args:
+          step: what the checkpoint is called.
+          state: a tree of arrays.
+          meta: JSON values to keep with it.
+          best: the step whose checkpoint is kept however old it is.
+
+        Raises:
+          UserError: this or the previous save failed, as on a full disk.
+        """
+        self.wait()
+        meta = meta | {"arrays": describe(state)}
+        temporary = self._unfinished / str(step)
+        try:
+            _remove(temporary)
+            temporary.mkdir(parents=True)
+            self._orbax.save((temporary / "state").absolute(), state)
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from None
+        self._thread = threading.Thread(target=self._finish, args=(step, meta, best))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits for a save under way; raises UserError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            step, error = self._error
+            self._error = None
+            raise self._failed(step, error)
+
+    def _finish(self, step, meta, best):
+        temporary = self._unfinished / str(step)
+        try:
+            self._orbax.wait_until_finished()
+            (temporary / META).write_text(json.dumps(meta))
+            (temporary / CHECKSUMS).write_text(json.dumps(_hash_files(temporary), indent=1))
+            _fsync_tree(temporary)
+            temporary.rename(self.folder / str(step))
+            _fsync(self.folder)
+            self._prune(best)
+        except Exception as error:  # whatever it is, it is raised again by wait()
+            self._error = (step, error)
+
+    def _prune(self, best):
+        steps = self._steps()
+        for step in steps[: -self._keep]:
+            if step != best:
+                doomed = self._unfinished / f"{step}.deleted"
+                (self.folder / str(step)).rename(doomed)
+                _remove(doomed)
+
+    def _steps(self):
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+
+    def _failed(self, step, error):
+        # tensorstore's messages run over many lines; the system's reason is somewhere in them
+        reason = next(
+            (os.strerror(number) for number in SYSTEM_REASONS if os.strerror(number) in str(error)),
+            " ".join(str(error).split())[:200],
+        )
+        last = self._steps()[-1:]
+        kept = f"the newest checkpoint is {last[0]}" if last else "there is no checkpoint yet"
+        return UserError(
+            f"could not save checkpoint {step} to {self.folder}: {reason}; {kept}. Make room or"
+            " mend it, then start again with the same line"
+        )
+
+
+def verify(folder: Path) -> str | None:
+    """Compares a checkpoint's files with its checksums; returns what is wrong, or None."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text())
+        found = _hash_files(folder)
+        if not isinstance(expected, dict) or META not in expected:
+            return f"{CHECKSUMS} is damaged"
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} is damaged"
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if expected.get(name) != found[name]:
+            return f"{name} is damaged"
+    return None
+
+
+def describe(tree) -> dict[str, str]:
+    """Names every array of a tree: path -> dtype[shape]."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        )
+        for path, leaf in leaves
+    }
+
+
+def _hash_files(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / CHECKSUMS
+    }
+
+
+def _fsync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_tree(folder):
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _remove(folder):
+    if folder.exists():
+        shutil.rmtree(folder)

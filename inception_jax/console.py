@@ -1,0 +1,88 @@
+"""What a run says on the terminal: a progress bar, lines worth keeping, and a table at the end."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+
+SECONDS_BETWEEN_LINES = 10  # where the output is no terminal and there is no bar
+
+
+class Console:
+    """Writes to standard output; on a terminal a progress bar stays below the lines."""
+
+    def __init__(self):
+        self._rich = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._bar = None
+        self._last_line = 0.0
+
+    def line(self, text: str) -> None:
+        """Prints a line as it is."""
+        self._rich.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, step: int, total: int) -> Iterator[None]:
+        """Shows progress from `step` of `total` while the context lasts."""
+        if not self._rich.is_terminal:
+            yield
+            return
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[numbers]}"),
+            rich.progress.TimeRemainingColumn(compact=True),
+            rich.progress.TextColumn("left"),
+            console=self._rich,
+            transient=True,
+        )
+        with self._bar:
+            self._task = self._bar.add_task("", total=total, completed=step, numbers="compiling")
+            yield
+        self._bar = None
+
+    def update(self, step: int, total: int, row: dict) -> None:
+        """Shows a row of training metrics."""
+        speed = f"{row['images_per_second']:.0f} images/s"
+        numbers = f"loss {row['loss']:.4f}  rate {row['rate']:.4g}  {speed}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = row["seconds_left"]
+            self.line(f"step {step}/{total}  {numbers}  {_duration(left)} left")
+
+    def evaluation(self, row: dict) -> None:
+        """Prints a row of evaluation."""
+        self.line(
+            f"step {row['step']}  epoch {row['epoch']:.1f}  evaluation: top-1 {row['top1']:.4f}"
+            f"  top-5 {row['top5']:.4f}  loss {row['loss']:.4f}  ({row['examples']} images)"
+        )
+
+    def summary(self, results: dict, workdir) -> None:
+        """Prints the table that ends a run."""
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=False, title="Results")
+        best = results["best"]
+        for name, value in {
+            "top-1": f"{results['top1']:.4f}  (best {best['top1']:.4f} at step {best['step']})",
+            "top-5": f"{results['top5']:.4f}",
+            "loss": f"{results['loss']:.4f}",
+            "images evaluated": f"{results['examples']:,}",
+            "steps": f"{results['step']:,}  ({results['epoch']:.1f} epochs)",
+            "parameters": f"{results['parameters']:,}",
+            "images/s in training": f"{results['images_per_second']:,.0f}",
+            "wall time": _duration(results["wall_seconds"]),
+            "results": str(workdir / "results.json"),
+        }.items():
+            table.add_row(name, value)
+        self._rich.print(table)
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

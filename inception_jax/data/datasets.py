@@ -1,0 +1,150 @@
+"""What to read: data sets as random access to (encoded image, label), whatever lies beneath.
+
+A data set is a function from `config.data` to a Dataset. `digits` is embedded; every other name is
+a TFDS classification set, prepared on disk in a format that can be read by index.
+"""
+
+import difflib
+import io
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from inception_jax.errors import UserError
+
+
+class Source(Protocol):
+    """A split: examples by index, in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Returns the encoded image (JPEG, PNG, GIF or BMP) and its label in [0, num_classes)."""
+
+
+class Dataset(NamedTuple):
+    """A training split, the split that evaluation counts, and the number of classes."""
+
+    train: Source
+    eval: Source
+    num_classes: int
+
+
+def load(config: ConfigDict) -> Dataset:
+    """Opens the data set that `config.data` names.
+
+    Raises:
+      UserError: the name is unknown, or the set or a split is not there; says where it looked.
+    """
+    return EMBEDDED.get(config.name, _tfds)(config)
+
+
+class InMemory:
+    """Images held as PNG, so that they take the same way as those of any other set."""
+
+    def __init__(self, images: Sequence[np.ndarray], labels: Sequence[int]):
+        self._encoded = [_png(image) for image in images]
+        self._labels = [int(label) for label in labels]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return self._encoded[index], self._labels[index]
+
+
+def _digits(config):
+    """scikit-learn's 1,797 handwritten digits, split 1,437 / 360 with every class in proportion.
+
+    Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
+    The split's seed is fixed: which images are held out does not depend on the run's.
+    """
+    from sklearn import datasets, model_selection
+
+    digits = datasets.load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    train, held_out = model_selection.train_test_split(
+        np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0
+    )
+    splits = {
+        "train": InMemory(images[train], digits.target[train]),
+        "test": InMemory(images[held_out], digits.target[held_out]),
+    }
+    for name in (config.train_split, config.eval_split):
+        if name not in splits:
+            raise UserError(f"digits has no split {name!r}: it has train and test")
+    return Dataset(splits[config.train_split], splits[config.eval_split], num_classes=10)
+
+
+EMBEDDED: dict[str, Callable[[ConfigDict], Dataset]] = {"digits": _digits}
+
+
+class _Tfds:
+    def __init__(self, data_source):
+        self._data_source = data_source
+
+    def __len__(self) -> int:
+        return len(self._data_source)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        example = self._data_source[index]
+        return example["image"], int(example["label"])
+
+
+def _tfds(config):
+    import tensorflow_datasets as tfds
+
+    folder = os.path.expanduser(config.dir)
+    prepare = (
+        f"prepare it with `tfds build {config.name} --file_format=array_record"
+        f" --data_dir={folder}`, or set config.data.dir to where it is"
+    )
+    try:
+        # From the files alone: needs no network, and reads any version that was prepared.
+        builder = tfds.core.read_only_builder.builder_from_files(config.name, data_dir=folder)
+    except tfds.core.registered.DatasetNotFoundError:
+        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
+        base = config.name.split("/")[0].split(":")[0]
+        if base in known:
+            raise UserError(f"data set {config.name} is not in {folder}: {prepare}") from None
+        close = difflib.get_close_matches(base, known, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"unknown data set {config.name!r}: it is neither embedded ({', '.join(EMBEDDED)}),"
+            f" nor in {folder}, nor known to TFDS{hint}"
+        ) from None
+
+    features = builder.info.features or {}
+    if not {"image", "label"} <= set(features):
+        raise UserError(
+            f"data set {config.name} has features {', '.join(sorted(features))}: training needs"
+            " image and label"
+        )
+    for split in (config.train_split, config.eval_split):
+        if split not in builder.info.splits:
+            raise UserError(
+                f"data set {config.name} has no split {split!r}: it has"
+                f" {', '.join(builder.info.splits)}"
+            )
+    try:
+        train, evaluation = (
+            _Tfds(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}))
+            for split in (config.train_split, config.eval_split)
+        )
+    except NotImplementedError:
+        raise UserError(
+            f"data set {config.name} in {folder} is stored as"
+            f" {builder.info.file_format.value}, which cannot be read by index: {prepare}"
+        ) from None
+    return Dataset(train, evaluation, features["label"].num_classes)
+
+
+def _png(image):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,82 @@
+"""tf.data: from an order of examples to batches of uint8 images, read and decoded in parallel."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from inception_jax.data import augment
+from inception_jax.data.datasets import Source
+from inception_jax.data.order import Rows
+
+Batch = dict[str, np.ndarray]
+
+
+def training(
+    source: Source,
+    rows: Callable[[int], Rows],
+    local: slice,
+    steps: range,
+    config: ConfigDict,
+    seed: int,
+) -> Iterator[Batch]:
+    """Yields this host's rows of each step's batch: image, label, epoch, example.
+
+    Args:
+      source: the training split.
+      rows: from order.training.
+      local: the rows of each global batch to read here.
+      steps: which steps; starting at any of them costs nothing.
+      config: `config.data`.
+      seed: of the run.
+    """
+    train = augment.make_train(config, seed)
+    for batch in _batches(source, rows, local, steps, train):
+        del batch["valid"]
+        yield batch
+
+
+def evaluation(
+    source: Source, rows: Callable[[int], Rows], local: slice, steps: range, config: ConfigDict
+) -> Iterator[Batch]:
+    """Yields this host's rows of each step's batch: image, label, valid."""
+    central_crop = augment.make_eval(config)
+    for batch in _batches(source, rows, local, steps, lambda encoded, *_: central_crop(encoded)):
+        yield {name: batch[name] for name in ("image", "label", "valid")}
+
+
+def _batches(source, rows, local, steps, make_image):
+    def read(step):
+        here = Rows(*(column[local] for column in rows(int(step))))
+        encoded, labels = zip(*(source.read(int(example)) for example in here.example), strict=True)
+        return np.array(encoded, object), np.array(labels, np.int32), *here
+
+    def tensors(step):
+        kinds = (tf.string, tf.int32, tf.int32, tf.int32, tf.bool)
+        columns = tf.numpy_function(read, [step], kinds, stateful=False)
+        for column in columns:
+            column.set_shape((local.stop - local.start,))
+        return tuple(columns)
+
+    def process(encoded, label, epoch, example, valid):
+        image = make_image(encoded, epoch, example)
+        return {
+            "image": image,
+            "label": label,
+            "epoch": epoch,
+            "example": example,
+            "valid": valid,
+        }
+
+    dataset = (
+        tf.data.Dataset.range(steps.start, steps.stop)
+        .map(tensors, num_parallel_calls=2)
+        .unbatch()
+        .map(process, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(local.stop - local.start, drop_remainder=True)
+        .prefetch(2)
+    )
+    options = tf.data.Options()
+    options.deterministic = True
+    yield from dataset.with_options(options).as_numpy_iterator()

@@ -1,0 +1,5 @@
+"""The one kind of exception whose message is for the user: a line, never a traceback."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: what is wrong, what was found, what to do, in one line."""

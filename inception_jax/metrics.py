@@ -1,0 +1,108 @@
+"""What a run measures, in the workdir: metrics.jsonl, and the same as TensorBoard events.
+
+metrics.jsonl is the record: one JSON object a line, `kind` train or eval. A checkpoint stores its
+length and hash (`mark`), so a resume restores the very bytes that were there when it was saved. The
+events are a view of it, written anew on a resume, so that none past the resumed step remains.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+NOT_PLOTTED = ("kind", "step", "time", "examples")
+
+
+class Mark(NamedTuple):
+    """A place in metrics.jsonl: everything before it is as it was when the mark was taken."""
+
+    length: int  # bytes
+    sha256: str
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and to TensorBoard events."""
+
+    def __init__(self, workdir: Path):
+        self.path = workdir / "metrics.jsonl"
+        self._events_folder = workdir / "tensorboard"
+        self._hash = hashlib.sha256()
+        self._length = 0
+
+    def open(self, mark: Mark | None) -> str | None:
+        """Cuts what was written after `mark` (all of it, if None) and gets ready to append.
+
+        Returns:
+          A warning for the user where the part before the mark is damaged; that file is then set
+          aside and the record begins anew.
+        """
+        kept = b""
+        warning = None
+        if mark is not None:
+            stored = self.path.read_bytes() if self.path.exists() else b""
+            kept = stored[: mark.length]
+            if hashlib.sha256(kept).hexdigest() != mark.sha256:
+                aside = self.path.with_name("metrics.damaged.jsonl")
+                if self.path.exists():
+                    self.path.replace(aside)
+                warning = (
+                    f"{self.path} is not as it was when the checkpoint was saved: set aside as"
+                    f" {aside.name}; the rows of earlier steps start anew"
+                )
+                kept = b""
+        self._hash.update(kept)
+        self._length = len(kept)
+        with open(self.path, "ab") as file:
+            file.truncate(len(kept))
+        self._file = open(self.path, "ab")  # noqa: SIM115, closed in close()
+        self._open_events()
+        for line in kept.splitlines():
+            self._write_event(json.loads(line))
+        return warning
+
+    def append(self, row: dict) -> None:
+        """Writes one row: `kind`, `step` and numbers; the time is added."""
+        row = row | {"time": round(time.time(), 3)}
+        line = (json.dumps(row) + "\n").encode()
+        self._file.write(line)
+        self._hash.update(line)
+        self._length += len(line)
+        self._write_event(row)
+
+    def flush(self) -> Mark:
+        """Brings every row to the disk and returns the mark behind the last."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._events.flush()
+        return Mark(self._length, self._hash.hexdigest())
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._file.close()
+        self._events.close()
+
+    def _open_events(self):
+        self._events_folder.mkdir(exist_ok=True)
+        for old in self._events_folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._events = RecordWriter(open(self._events_folder / name, "wb"))  # noqa: SIM115
+        header = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
+        self._events.write(header.SerializeToString())
+
+    def _write_event(self, row):
+        values = [
+            summary_pb2.Summary.Value(tag=f"{row['kind']}/{name}", simple_value=value)
+            for name, value in row.items()
+            if name not in NOT_PLOTTED
+        ]
+        event = event_pb2.Event(
+            wall_time=row["time"], step=row["step"], summary=summary_pb2.Summary(value=values)
+        )
+        self._events.write(event.SerializeToString())

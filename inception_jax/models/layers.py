@@ -1,0 +1,147 @@
+"""Layers that the ILSVRC networks share and flax lacks: LRN, Caffe's pooling, initialisers.
+
+Shape suffixes, here and everywhere in the project:
+  B batch   H height   W width   C channels   F features   K classes
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+# Caffe's "xavier" filler, which the reference GoogLeNet uses for every weight: uniform in
+# +-sqrt(3 / fan_in) (BVLC/caffe, filler.hpp; models/bvlc_googlenet/train_val.prototxt).
+XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+def lrn(
+    x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> jax.Array:
+    """Local response normalisation across channels: x / (k + alpha/size * sum(x^2))^beta.
+
+    The sum runs over the `size` channels around each one. The defaults are GoogLeNet's
+    (bvlc_googlenet); alpha is divided by the size, as in Caffe, ONNX and PyTorch, but not in
+    TensorFlow or the AlexNet paper, whose alpha is `size` times smaller for the same result.
+    Computed in float32 at least (Krizhevsky et al. 2012, section 3.3).
+
+    Args:
+      x_BHWC: activations; the last axis is normalised over.
+      size: odd number of channels in the window.
+
+    Returns:
+      An array of x's shape and dtype.
+    """
+    wide = x_BHWC.astype(jnp.promote_types(x_BHWC.dtype, jnp.float32))
+    half = size // 2
+    padded = jnp.pad(jnp.square(wide), ((0, 0),) * (x_BHWC.ndim - 1) + ((half, half),))
+    channels = x_BHWC.shape[-1]
+    total = sum(padded[..., i : i + channels] for i in range(size))
+    return (wide * (k + alpha / size * total) ** -beta).astype(x_BHWC.dtype)
+
+
+def ceil_pool_size(size: int, window: int, stride: int) -> int:
+    """Output size of pooling in Caffe's ceil mode: ceil((size - window) / stride) + 1."""
+    return -(-(size - window) // stride) + 1
+
+
+def max_pool_ceil(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
+    """Max pooling in Caffe's ceil mode: a window that hangs over the right or bottom edge counts.
+
+    Equals SAME on even sizes (112 to 56) and differs from it on odd ones.
+
+    Raises:
+      ValueError: the map is too small to hold a window's centre.
+    """
+    padding = []
+    for size in x_BHWC.shape[1:3]:
+        out = ceil_pool_size(size, window, stride)
+        if out < 1:
+            raise ValueError(
+                f"a {size}-pixel map is too small for {window}x{window}/{stride} pooling"
+            )
+        padding.append((0, (out - 1) * stride + window - size))
+    return max_pool(x_BHWC, window, stride, tuple(padding))
+
+
+def max_pool(x_BHWC: jax.Array, window: int, stride: int, padding) -> jax.Array:
+    """Max pooling whose gradient goes to the first maximum of each window.
+
+    Values and gradients are those of XLA's reduce-window and select-and-scatter. On CPU the latter
+    takes most of a training step, so there the position of each maximum is kept instead
+    (benchmarks/max_pool.py measures both); on accelerators that form moves more memory.
+
+    Args:
+      x_BHWC: activations.
+      window, stride: in pixels, the same for both axes.
+      padding: ((top, bottom), (left, right)) in pixels; padding never wins.
+    """
+    return jax.lax.platform_dependent(
+        x_BHWC,
+        cpu=lambda x: _max_pool_by_position(x, window, stride, padding),
+        default=lambda x: _max_pool_xla(x, window, stride, padding),
+    )
+
+
+def _max_pool_xla(x_BHWC, window, stride, padding):
+    return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool_by_position(x_BHWC, window, stride, padding):
+    return _max_pool_xla(x_BHWC, window, stride, padding)
+
+
+def _max_pool_forward(x_BHWC, window, stride, padding):
+    padded = jnp.pad(x_BHWC, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = ((size - window) // stride + 1 for size in padded.shape[1:3])
+    best, position = None, None
+    for number, (i, j) in enumerate(np.ndindex(window, window)):
+        here = padded[
+            :,
+            i : i + (rows - 1) * stride + 1 : stride,
+            j : j + (columns - 1) * stride + 1 : stride,
+        ]
+        if best is None:
+            best, position = here, jnp.zeros(here.shape, jnp.int8)
+        else:
+            wins = (here > best) | jnp.isnan(here)  # NaN propagates, as it does in XLA's max
+            best = jnp.where(wins, here, best)
+            position = jnp.where(wins, jnp.int8(number), position)
+    return best, (position, x_BHWC.shape)
+
+
+def _max_pool_backward(window, stride, padding, residuals, dy_BHWC):
+    """Sums each input pixel's share over the windows that hold it, one stride phase at a time.
+
+    The padded input pixel at stride * q + p is at offset p + stride * m of window q - m.
+    """
+    position, (batch, height, width, channels) = residuals
+    (top, bottom), (left, right) = padding
+    reach = (window - 1) // stride
+    spans = (top + height + bottom, left + width + right)
+    grid = [-(-span // stride) for span in spans]  # pixels per phase
+    edges = [
+        (reach, size - outputs) for size, outputs in zip(grid, dy_BHWC.shape[1:3], strict=True)
+    ]
+    dy = jnp.pad(dy_BHWC, ((0, 0), *edges, (0, 0)))
+    position = jnp.pad(position, ((0, 0), *edges, (0, 0)), constant_values=-1)
+
+    def phase(p, q):
+        total = jnp.zeros((batch, *grid, channels), dy.dtype)
+        for i in range(p, window, stride):
+            for j in range(q, window, stride):
+                a, b = reach - i // stride, reach - j // stride
+                window_of = np.s_[:, a : a + grid[0], b : b + grid[1]]
+                total += jnp.where(position[window_of] == i * window + j, dy[window_of], 0)
+        return total
+
+    phases = [
+        jnp.stack([phase(p, q) for q in range(stride)], axis=3) for p in range(stride)
+    ]  # each B, rows, columns, stride, C
+    dx = jnp.stack(phases, axis=2).reshape(batch, grid[0] * stride, grid[1] * stride, channels)
+    return (dx[:, top : top + height, left : left + width],)
+
+
+_max_pool_by_position.defvjp(_max_pool_forward, _max_pool_backward)

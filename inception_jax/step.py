@@ -1,0 +1,162 @@
+"""One training step and one evaluation step, as pure functions of state and batch.
+
+A batch is a dict: `image` uint8 BHWC, `label` int32 B, `epoch` and `example` int32 B (which image
+this is, for what is random about it) and, in evaluation, `valid` bool B (False for padding).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from inception_jax.rng import Stream, key
+
+Batch = dict[str, jax.Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "batch_stats", "opt_state"],
+    meta_fields=[],
+)
+@dataclasses.dataclass
+class TrainState:
+    """Everything that training changes; with the config it determines the rest of a run."""
+
+    step: jax.Array  # int32 scalar, updates made
+    params: Any
+    batch_stats: Any  # running mean and variance of batch norm, or empty
+    opt_state: Any
+
+
+def init_state(model, optimizer, image_size: int, seed: int) -> TrainState:
+    """Draws the first parameters; a pure function of its arguments, to be jitted or eval_shaped."""
+    images_BHWC = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    keys = {"params": key(seed, Stream.PARAMS), "dropout": key(seed, Stream.DROPOUT)}
+    variables = model.init(keys, images_BHWC, train=True)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
+
+
+def make_train_step(
+    model,
+    optimizer,
+    preprocess: Callable[..., jax.Array],
+    *,
+    schedule,
+    seed: int,
+    auxiliary_weight: float,
+    accumulation: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes train_step(state, batch) -> (state, metrics).
+
+    The loss is the mean cross entropy of the main classifier plus auxiliary_weight times that of
+    each auxiliary head. With accumulation > 1 the gradient is the mean over that many parts of the
+    batch, computed one after another; batch statistics are then each part's own.
+
+    Metrics: loss, main_loss, top1 (of the training batch, before the update), grad_norm,
+    param_norm (after the update) and rate.
+    """
+
+    def loss_fn(params, batch_stats, batch, dropout_key):
+        images_BHWC = preprocess(batch, train=True)
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images_BHWC,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        labels_B = batch["label"]
+        main_loss = _mean_cross_entropy(logits.main_BK, labels_B)
+        auxiliary_loss = sum(_mean_cross_entropy(aux, labels_B) for aux in logits.auxiliary)
+        loss = main_loss + auxiliary_weight * auxiliary_loss
+        top1 = jnp.mean(jnp.argmax(logits.main_BK, -1) == labels_B, dtype=main_loss.dtype)
+        metrics = {"loss": loss, "main_loss": main_loss, "top1": top1}
+        return loss, (updated.get("batch_stats", {}), metrics)
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+
+    def gradients(state, batch):
+        """Returns (gradients, batch_stats, metrics) of the whole batch."""
+        if accumulation == 1:
+            dropout_key = key(seed, Stream.DROPOUT, state.step)
+            grads, (batch_stats, metrics) = grad_fn(
+                state.params, state.batch_stats, batch, dropout_key
+            )
+            return grads, batch_stats, metrics
+
+        def part(carry, inputs):
+            total, batch_stats = carry
+            part_batch, number = inputs
+            dropout_key = key(seed, Stream.DROPOUT, state.step, number)
+            grads, (batch_stats, metrics) = grad_fn(
+                state.params, batch_stats, part_batch, dropout_key
+            )
+            return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
+
+        # Part p takes every accumulation-th row from p on, so that each device's rows stay its own.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), batch
+        )
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (total, batch_stats), metrics = jax.lax.scan(
+            part, (zeros, state.batch_stats), (parts, jnp.arange(accumulation))
+        )
+        grads = jax.tree.map(lambda g: g / accumulation, total)
+        return grads, batch_stats, jax.tree.map(jnp.mean, metrics)
+
+    def train_step(state: TrainState, batch: Batch):
+        grads, batch_stats, metrics = gradients(state, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+            "rate": schedule(state.step),
+        }
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model, preprocess: Callable[..., jax.Array]
+) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
+    """Makes eval_step(state, batch) -> sums over the batch's valid images.
+
+    Sums: top1 and top5 (int32, images right; top5 is of K classes where K < 5), loss (cross
+    entropy), examples (int32).
+    """
+
+    def eval_step(state: TrainState, batch: Batch):
+        logits = model.apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            preprocess(batch, train=False),
+            train=False,
+        )
+        logits_BK, labels_B, valid_B = logits.main_BK, batch["label"], batch["valid"]
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
+        _, best_B5 = jax.lax.top_k(logits_BK, min(5, logits_BK.shape[-1]))
+        right_B5 = best_B5 == labels_B[:, None]
+        return {
+            "top1": jnp.sum(right_B5[:, 0] & valid_B),
+            "top5": jnp.sum(right_B5.any(axis=1) & valid_B),
+            "loss": jnp.sum(jnp.where(valid_B, losses_B, 0)),
+            "examples": jnp.sum(valid_B),
+        }
+
+    return eval_step
+
+
+def _mean_cross_entropy(logits_BK, labels_B):
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B))

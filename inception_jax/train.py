@@ -1,0 +1,281 @@
+"""The loop: train, evaluate, save, stop and go on; everything it calls stands in its own module."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from inception_jax import __version__, evaluate, program, resume, sharding, workdir
+from inception_jax.checkpoint import Checkpoints
+from inception_jax.console import Console
+from inception_jax.data import datasets, order, pipeline
+from inception_jax.errors import UserError
+from inception_jax.metrics import Mark, MetricsLog
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+class Stopped(Exception):
+    """A signal came while something that can be done again was under way."""
+
+
+def train(
+    config: ConfigDict, folder: Path, stop: Callable[[], str | None], console: Console
+) -> dict | None:
+    """Runs `config` to its end, from wherever the last run in the same folder got to.
+
+    Args:
+      config: checked by validate.check.
+      folder: the workdir.
+      stop: returns the name of the signal that asks the run to stop, or None.
+      console: to say things on.
+
+    Returns:
+      What results.json holds, or None if the run was stopped before its end.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    if config.model.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    data = datasets.load(config.data)
+    mesh = sharding.make_mesh(config.mesh)
+    prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
+    with workdir.hold(folder):
+        run = Run(config, folder, data, prog, stop, console)
+        try:
+            return run.run()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+        finally:
+            run.close()
+
+
+class Run:
+    """One process's part in a run; the counters go into every checkpoint."""
+
+    def __init__(self, config, folder, data, prog, stop, console):
+        self.config, self.folder, self.data, self.prog = config, folder, data, prog
+        self.stop, self.console = stop, console
+        self.checkpoints = Checkpoints(folder, config.checkpoint.keep)
+        self.log = MetricsLog(folder)
+        self.began = time.monotonic()
+        self.state = None
+        self.evaluation: dict = {}  # the newest one
+        self.best: dict = {}  # the one with the highest top-1
+        self.train_seconds = 0.0  # without evaluation and saving
+        self.earlier_seconds = 0.0  # wall time of earlier starts
+        self.saved_step: int | None = None
+
+    def run(self) -> dict | None:
+        step = self._resume()
+        total = self.prog.total_steps
+        stopped = False
+        with self.console.progress(step, total):
+            if self._evaluation_due(step) and self.evaluation.get("step") != step:
+                stopped = not self._evaluate(step)
+            if step < total and not stopped:
+                step = self._train_from(step)
+        self.checkpoints.wait()
+        if step < total or self.evaluation.get("step") != step:
+            return None
+        results = self._results(step)
+        workdir.write_json(self.folder / "results.json", results)
+        self.console.summary(results, self.folder)
+        return results
+
+    def close(self):
+        """Lets a save under way finish, so that what it holds is not lost with an error."""
+        self.checkpoints.wait()
+        self.log.close()
+
+    def _resume(self):
+        found, damaged = self.checkpoints.find_newest()
+        for line in damaged:
+            self.console.line(line)
+        if found is None:
+            warning = self.log.open(None)
+            self.console.line(f"new run in {self.folder}")
+            self.state = self.prog.init()
+            step = 0
+        else:
+            meta = found.meta
+            differences = resume.compare(meta, self.config, self.data.num_classes, self.folder)
+            step = self.saved_step = found.step
+            if step > self.prog.total_steps:
+                raise UserError(
+                    f"the run in {self.folder} is at step {step}, past the {self.prog.total_steps}"
+                    f" of config.epochs={self.config.epochs}: raise it, or take another --workdir"
+                )
+            self.state = self.checkpoints.restore(found, self.prog.state)
+            self.evaluation, self.best = meta["evaluation"], meta["best"]
+            self.train_seconds = meta["train_seconds"]
+            self.earlier_seconds = meta["wall_seconds"]
+            warning = self.log.open(Mark(*meta["metrics_mark"]))
+            self.console.line(f"going on from step {step} in {self.folder}")
+            for line in differences:
+                self.console.line(line)
+        if warning:
+            self.console.line(warning)
+        workdir.write_json(self.folder / "config.json", self._config_json())
+        return step
+
+    def _train_from(self, step):
+        """Trains until the end or a signal; returns the step reached, which is saved."""
+        config, prog = self.config, self.prog
+        train_step = prog.train_step.lower(prog.state, prog.train_batch).compile()
+        batches = pipeline.training(
+            self.data.train,
+            order.training(len(self.data.train), config.batch_size, config.seed),
+            sharding.local_rows(config.batch_size),
+            range(step, prog.total_steps),
+            config.data,
+            config.seed,
+        )
+        clock = _Clock(config.batch_size)
+        late = None  # the step before this one, whose metrics the device may still be computing
+        for batch in batches:
+            self.state, metrics = train_step(self.state, sharding.place_batch(batch, prog.mesh))
+            step += 1
+            if late:
+                self._record(*late, clock)
+            late = (step, metrics)
+            pause = self._evaluation_due(step) or step % config.checkpoint.every_steps == 0
+            if not pause and not self.stop():
+                continue
+            self._record(*late, clock)
+            late = None
+            self.train_seconds += clock.stop()
+            if self._evaluation_due(step) and not self.stop():
+                self._evaluate(step)
+            self._save(step)
+            if self.stop():
+                break
+            clock.start()
+        return step
+
+    def _record(self, step, metrics, clock):
+        """Checks and logs the metrics of one step; waits until the device has them."""
+        row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "grad_norm", "param_norm"):
+            if not math.isfinite(row[name]):
+                self.checkpoints.wait()
+                last = (
+                    f"kept: checkpoint {self.saved_step}" if self.saved_step else "none was saved"
+                )
+                raise UserError(
+                    f"{name} became {row[name]} at step {step} (rate {row['rate']:.6g}); the last"
+                    f" good checkpoint is {last}. Lower config.schedule.rate or add"
+                    " config.schedule.warmup_epochs"
+                )
+        clock.tick()
+        if step % self.config.log_every_steps == 0:
+            row["images_per_second"] = clock.images_per_second()
+            left = (self.prog.total_steps - step) * self.config.batch_size
+            self.log.append({"kind": "train", "step": step, "epoch": self._epoch(step)} | row)
+            row["seconds_left"] = left / row["images_per_second"]
+            self.console.update(step, self.prog.total_steps, row)
+
+    def _evaluation_due(self, step):
+        return step > 0 and (
+            step % self.config.eval.every_steps == 0 or step == self.prog.total_steps
+        )
+
+    def _evaluate(self, step):
+        """Evaluates, logs and remembers; returns False if a signal came in between."""
+        source, prog = self.data.eval, self.prog
+        size = prog.eval_batch["image"].shape[0]
+        batches = pipeline.evaluation(
+            source,
+            order.evaluation(len(source), size),
+            sharding.local_rows(size),
+            range(-(-len(source) // size)),
+            self.config.data,
+        )
+
+        def placed():
+            for batch in batches:
+                if self.stop():
+                    raise Stopped
+                yield sharding.place_batch(batch, prog.mesh)
+
+        try:
+            result = evaluate.evaluate(prog.eval_step, self.state, placed(), len(source))
+        except Stopped:
+            return False
+        row = {"kind": "eval", "step": step, "epoch": self._epoch(step)} | result
+        self.log.append(row)
+        self.console.evaluation(row)
+        self.evaluation = row
+        if not self.best or row["top1"] > self.best["top1"]:
+            self.best = {"step": step, "top1": row["top1"]}
+        return True
+
+    def _save(self, step):
+        meta = {
+            "step": step,
+            "config": self._config_json(),
+            "num_classes": self.data.num_classes,
+            "evaluation": self.evaluation,
+            "best": self.best,
+            "train_seconds": self.train_seconds,
+            "wall_seconds": self._wall_seconds(),
+            "metrics_mark": self.log.flush(),
+        }
+        self.checkpoints.save(step, self.state, meta, self.best.get("step"))
+        self.saved_step = step
+
+    def _results(self, step):
+        return {
+            "step": step,
+            "epoch": self._epoch(step),
+            **{name: self.evaluation[name] for name in ("top1", "top5", "loss", "examples")},
+            "best": self.best,
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "images_per_second": step * self.config.batch_size / self.train_seconds,
+            "wall_seconds": self._wall_seconds(),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "versions": {"inception_jax": __version__, "python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "config": self._config_json(),
+        }
+
+    def _epoch(self, step):
+        return float(step / self.prog.steps_per_epoch)
+
+    def _wall_seconds(self):
+        return self.earlier_seconds + time.monotonic() - self.began
+
+    def _config_json(self):
+        return json.loads(self.config.to_json_best_effort())
+
+
+class _Clock:
+    """Time spent in training steps, and the speed of late."""
+
+    def __init__(self, batch_size):
+        self._batch_size = batch_size
+        self.start()
+
+    def start(self):
+        self._started = self._since = time.monotonic()
+        self._steps = 0
+
+    def tick(self):
+        self._steps += 1
+
+    def images_per_second(self):
+        """Returns the speed since the last call."""
+        now = time.monotonic()
+        speed = self._steps * self._batch_size / (now - self._since)
+        self._since, self._steps = now, 0
+        return speed
+
+    def stop(self):
+        return time.monotonic() - self._started

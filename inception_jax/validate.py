@@ -1,0 +1,87 @@
+"""What a config may say: names, ranges and shapes of values, checked before anything starts.
+
+Needs neither jax nor TensorFlow. What depends on devices or data (divisibility of the batch, sizes
+of maps, what is on disk) is checked where it is known.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import googlenet
+from inception_jax import models
+from inception_jax.config import choose, flatten
+from inception_jax.errors import UserError
+
+SCHEDULES = ("step", "poly", "cosine")
+MOMENTUM_FORMS = ("optax", "caffe")
+DTYPES = ("float32", "bfloat16", "float64")
+
+# The fields whose numbers, alone or in a tuple, must be above 0; 0 or more; below 1.
+_POSITIVE = (
+    *("batch_size", "accumulation", "epochs", "log_every_steps", "mesh.model", "model.width"),
+    *("schedule.every_epochs", "schedule.factor", "checkpoint.every_steps", "checkpoint.keep"),
+    *("data.image_size", "data.eval_resize", "data.crop_area", "data.crop_aspect", "data.std"),
+    *("eval.batch_size", "eval.every_steps"),
+)
+_NOT_NEGATIVE = (
+    *("seed", "loss.auxiliary_weight", "model.dropout", "model.auxiliary_dropout"),
+    *("optim.momentum", "optim.weight_decay"),
+    *("schedule.rate", "schedule.power", "schedule.warmup_epochs"),
+)
+_BELOW_ONE = ("model.dropout", "model.auxiliary_dropout", "optim.momentum")
+_LENGTHS = {"data.crop_area": 2, "data.crop_aspect": 2, "data.mean": 3, "data.std": 3}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for the first field that is missing, unknown or outside its range."""
+    fields = dict(flatten(config))
+    known = dict(flatten(googlenet.get_config()))
+    for name in sorted(known.keys() - fields.keys()):
+        raise UserError(f"the config lacks config.{name}: start from configs/googlenet.py")
+    for name in sorted(fields.keys() - known.keys()):
+        raise UserError(f"the config has config.{name}, which nothing reads: remove it")
+
+    choose("model.name", config.model.name, models.NAMES)
+    choose("model.dtype", config.model.dtype, DTYPES)
+    choose("schedule.name", config.schedule.name, SCHEDULES)
+    choose("optim.momentum_form", config.optim.momentum_form, MOMENTUM_FORMS)
+    _check_numbers(fields)
+    _check_together(config)
+
+
+def _check_numbers(fields):
+    for name, length in _LENGTHS.items():
+        numbers = [v for v in fields[name] if isinstance(v, (int, float))]
+        if not len(fields[name]) == len(numbers) == length:
+            raise UserError(f"config.{name} is {fields[name]}: it needs {length} numbers")
+    for names, holds, rule in (
+        (_POSITIVE, lambda v: v > 0, "above 0"),
+        (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
+        (_BELOW_ONE, lambda v: v < 1, "below 1"),
+    ):
+        for name in names:
+            value = fields[name]
+            if not all(map(holds, value if isinstance(value, tuple) else (value,))):
+                raise UserError(f"config.{name} is {value}: it must be {rule}")
+    for name in ("data.crop_area", "data.crop_aspect"):
+        low, high = fields[name]
+        if low > high:
+            raise UserError(f"config.{name} is {fields[name]}: the first must not be the larger")
+
+
+def _check_together(config):
+    if config.data.crop_area[1] > 1:
+        raise UserError(f"config.data.crop_area is {config.data.crop_area}: it must not exceed 1")
+    if config.data.eval_resize < config.data.image_size:
+        raise UserError(
+            f"config.data.eval_resize={config.data.eval_resize} is below"
+            f" config.data.image_size={config.data.image_size}: the crop would not fit"
+        )
+    if config.schedule.warmup_epochs > config.epochs:
+        raise UserError(
+            f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} is longer than the run:"
+            f" config.epochs={config.epochs}"
+        )
+    if config.mesh.data == 0 or config.mesh.data < -1:
+        raise UserError(
+            f"config.mesh.data is {config.mesh.data}: it must be -1 (the rest) or above 0"
+        )
