@@ -20,6 +20,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -32,7 +33,6 @@ from inception_jax.errors import UserError
 
 CHECKSUMS = "checksums.json"
 META = "meta.json"
-SYSTEM_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class Found(NamedTuple):
@@ -126,7 +126,10 @@ class Checkpoints:
         self.wait()
         meta = meta | {"arrays": describe(state)}
         temporary = self._unfinished / str(step)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         try:
+            if shutil.disk_usage(self.folder.parent).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             _remove(temporary)
             temporary.mkdir(parents=True)
             self._orbax.save((temporary / "state").absolute(), state)
@@ -140,6 +143,10 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError if a save has failed by now; does not wait."""
         if self._error is not None:
             step, error = self._error
             self._error = None
@@ -172,11 +179,9 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
 
     def _failed(self, step, error):
-        # tensorstore's messages run over many lines; the system's reason is somewhere in them
-        reason = next(
-            (os.strerror(number) for number in SYSTEM_REASONS if os.strerror(number) in str(error)),
-            " ".join(str(error).split())[:200],
-        )
+        # tensorstore's messages are long; the system's reason stands before the error code
+        told = re.search(r": ([^:]+) \[os_error_code", str(error))
+        reason = told[1] if told else getattr(error, "strerror", None) or str(error)
         last = self._steps()[-1:]
         kept = f"the newest checkpoint is {last[0]}" if last else "there is no checkpoint yet"
         return UserError(

@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -40,12 +41,9 @@ def parse(
       UserError: an unknown flag or field, a value of a wrong type, a config that cannot be read.
     """
     argv = _join_values(argv)
-    given = [arg.removeprefix("-") for arg in argv[1:] if arg.startswith(("--config=", "-config="))]
-    if not given:
-        raise UserError(
-            "no config given: add --config=configs/digits.py, or another file of configs/"
-        )
-    source = given[-1].removeprefix("-").removeprefix("config=")
+    source = source_of(argv)
+    if not source:
+        raise UserError("no config given: add --config=configs/digits.py, or another of configs/")
     config = load(source)
     _check_fields(argv, config)
     values = flags.FlagValues()
@@ -57,13 +55,23 @@ def parse(
     except flags.UnrecognizedFlagError as error:
         known = [name for name in values if not name.startswith("config.")]
         raise UserError(
-            f"unknown flag --{error.flagname}{_nearest(error.flagname, known)}; see --help"
+            f"unknown flag --{error.flagname}{_nearest(error.flagname, known, '--')}; see --help"
         ) from None
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(_wrong_value(error, dict(flatten(config)))) from None
     if len(positional) > 1:
         raise UserError(f"unexpected argument {positional[1]!r}: flags start with --; see --help")
     return values, values.config
+
+
+def source_of(argv: list[str]) -> str:
+    """Returns the FILE[:ARGUMENT] that --config names, or an empty string."""
+    given = [
+        arg.partition("=")[2]
+        for arg in _join_values(argv)
+        if arg.startswith(("--config=", "-config="))
+    ]
+    return given[-1] if given else ""
 
 
 def load(source: str) -> ConfigDict:
@@ -79,7 +87,9 @@ def load(source: str) -> ConfigDict:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         names = [os.path.join(folder, n) for n in _listdir(folder) if n.endswith(".py")]
-        raise UserError(f"config file {path} does not exist{_nearest(path, names)}")
+        raise UserError(
+            f"config file {path} does not exist{_nearest(path, names) or ': see those in configs/'}"
+        )
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None:
         raise UserError(f"config file {path} is not a Python file")
@@ -88,11 +98,14 @@ def load(source: str) -> ConfigDict:
         spec.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"config file {path} has no function get_config()")
-    parameters = inspect.signature(module.get_config).parameters
-    if argument and not parameters:
-        raise UserError(f"config file {path} takes no argument, but got :{argument}")
+    arguments = [argument] if argument else []
+    try:
+        inspect.signature(module.get_config).bind(*arguments)
+    except TypeError:
+        told = f"takes no argument, but got :{argument}" if argument else "needs an argument"
+        raise UserError(f"config file {path} {told}: --config={path}[:ARGUMENT]") from None
     with _user_code(path):
-        config = module.get_config(*([argument] if argument else []))
+        config = module.get_config(*arguments)
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config() of {path} returned {type(config).__name__}: it must return a ConfigDict"
@@ -128,25 +141,28 @@ class _user_code:
         return self
 
     def __exit__(self, kind, error, trace):
-        if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
+        if not isinstance(error, (Exception, SystemExit)):
             return
         if isinstance(error, SyntaxError) and error.filename:
-            file, line, what = error.filename, error.lineno, f"syntax error: {error.msg}"
+            where, what = f"{error.filename}, line {error.lineno}", f"syntax error: {error.msg}"
         else:
-            frames = [(f.filename, f.lineno) for f in traceback.extract_tb(trace)]
-            own = [f for f in frames if os.path.realpath(f[0]) == os.path.realpath(self.path)]
-            file, line = (own or frames)[-1]
-            what = f"{kind.__name__}: {_one_line(error)}"
-        raise UserError(f"config file {os.path.relpath(file)}, line {line}: {what}") from None
+            lines = [
+                frame.lineno
+                for frame in traceback.extract_tb(trace)
+                if os.path.realpath(frame.filename) == os.path.realpath(self.path)
+            ]
+            where = f"{self.path}, line {lines[-1]}" if lines else self.path
+            what = f"{kind.__name__}: {_told(error)}"
+        raise UserError(f"config file {where}: {what}") from None
 
 
 def _check_fields(argv, config):
     fields = dict(flatten(config))
     for arg in argv[1:]:
         name = arg.lstrip("-").partition("=")[0]
-        if not arg.startswith("-") or not name.startswith("config."):
+        if not arg.startswith("-") or not name.startswith(("config.", "noconfig.")):
             continue
-        name = name.removeprefix("config.")
+        name = name.partition(".")[2]
         if name in fields:
             continue
         if any(field.startswith(f"{name}.") for field in fields):
@@ -184,8 +200,26 @@ def _nearest(word, known, prefix=""):
     return f": did you mean {prefix}{close[0]}?" if close else ""
 
 
-def _one_line(error):
-    return " ".join(str(error).split())
+def _wrong_value(error, fields):
+    """Says of a flag's value that absl refused which type it needs."""
+    told = " ".join(str(error).split())
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", told)
+    if not found or found[1] not in fields:
+        return told
+    return (
+        f"config.{found[1]} is {found[2]!r}: it must be of type {type(fields[found[1]]).__name__}"
+    )
+
+
+def _told(error):
+    """An exception's message in one line; of ml_collections's long ones, the gist."""
+    told = " ".join(str(error).split())
+    unknown = re.search(r'Key "(\w+)" does not exist', told) or re.search(r"^\W*'(\w+)'", told)
+    nearest = re.search(r'Did you mean "(\w+)"', told)
+    if unknown and isinstance(error, (AttributeError, KeyError)):
+        hint = f": did you mean {nearest[1]}?" if nearest else ""
+        return f"unknown field {unknown[1]}{hint}"
+    return told
 
 
 def _listdir(folder):

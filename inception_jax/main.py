@@ -4,12 +4,14 @@ python -m inception_jax.main --config=configs/digits.py
 python -m inception_jax.main --config=configs/digits.py --config.seed=1 --workdir=runs/seed1
 """
 
+import logging
 import os
 import shlex
 import signal
 import sys
 from pathlib import Path
 
+import absl.logging
 from absl import flags
 
 from inception_jax import config as config_lib
@@ -48,10 +50,11 @@ def _run(config, workdir, argv):
     from inception_jax import train
     from inception_jax.console import Console
 
-    results = train.train(config, workdir, lambda: signals[0] if signals else None, Console())
+    console = Console()
+    step, results = train.train(config, workdir, lambda: signals[0] if signals else None, console)
     if results is None:
         again = shlex.join(["python", "-m", "inception_jax.main", *argv[1:]])
-        print(f"stopped by {signals[0]}; to go on from the last checkpoint: {again}")
+        console.line(f"stopped by {signals[0]} at step {step}, which is saved; go on with: {again}")
     return 0
 
 
@@ -62,8 +65,7 @@ def _on_signal(number, signals):
 
 
 def _default_workdir(argv):
-    given = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
-    path, _, argument = given[-1].partition(":")
+    path, _, argument = config_lib.source_of(argv).partition(":")
     return os.path.join("runs", "-".join(filter(None, [Path(path).stem, argument])))
 
 
@@ -72,9 +74,9 @@ def _quiet():
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
     os.environ["GRPC_VERBOSITY"] = "NONE"
-    from absl import logging
-
-    logging.set_verbosity(logging.FATAL)
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    # What a failed save leaves behind in asyncio and tensorstore; the failure itself is raised.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,7 @@ class MetricsLog:
             stored = self.path.read_bytes() if self.path.exists() else b""
             kept = stored[: mark.length]
             if hashlib.sha256(kept).hexdigest() != mark.sha256:
-                aside = self.path.with_name("metrics.damaged.jsonl")
-                if self.path.exists():
-                    self.path.replace(aside)
-                warning = (
-                    f"{self.path} is not as it was when the checkpoint was saved: set aside as"
-                    f" {aside.name}; the rows of earlier steps start anew"
-                )
+                warning = self._set_aside()
                 kept = b""
         self._hash.update(kept)
         self._length = len(kept)
@@ -64,7 +58,18 @@ class MetricsLog:
         self._open_events()
         for line in kept.splitlines():
             self._write_event(json.loads(line))
+        self._events.flush()
         return warning
+
+    def _set_aside(self):
+        if not self.path.exists():
+            return f"{self.path} is missing: the rows of earlier steps are lost"
+        aside = self.path.with_name("metrics.damaged.jsonl")
+        self.path.replace(aside)
+        return (
+            f"{self.path} is not as it was when the checkpoint was saved: set aside as"
+            f" {aside.name}; the rows of earlier steps start anew"
+        )
 
     def append(self, row: dict) -> None:
         """Writes one row: `kind`, `step` and numbers; the time is added."""
@@ -73,13 +78,13 @@ class MetricsLog:
         self._file.write(line)
         self._hash.update(line)
         self._length += len(line)
+        self._file.flush()  # who watches the run sees each row at once
         self._write_event(row)
+        self._events.flush()
 
     def flush(self) -> Mark:
         """Brings every row to the disk and returns the mark behind the last."""
-        self._file.flush()
         os.fsync(self._file.fileno())
-        self._events.flush()
         return Mark(self._length, self._hash.hexdigest())
 
     def close(self) -> None:

@@ -39,10 +39,13 @@ def init_state(model, optimizer, image_size: int, seed: int) -> TrainState:
     keys = {"params": key(seed, Stream.PARAMS), "dropout": key(seed, Stream.DROPOUT)}
     variables = model.init(keys, images_BHWC, train=True)
     params = variables["params"]
+    # flax makes running statistics in float32 and updates them in the parameters' dtype
+    wide = jnp.result_type(*jax.tree.leaves(params))
+    batch_stats = jax.tree.map(lambda x: x.astype(wide), variables.get("batch_stats", {}))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
     )
 

@@ -1,5 +1,6 @@
 """The loop: train, evaluate, save, stop and go on; everything it calls stands in its own module."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -27,7 +28,7 @@ class Stopped(Exception):
 
 def train(
     config: ConfigDict, folder: Path, stop: Callable[[], str | None], console: Console
-) -> dict | None:
+) -> tuple[int, dict | None]:
     """Runs `config` to its end, from wherever the last run in the same folder got to.
 
     Args:
@@ -37,7 +38,8 @@ def train(
       console: to say things on.
 
     Returns:
-      What results.json holds, or None if the run was stopped before its end.
+      The step that was reached and saved, and what results.json holds, or None if the run was
+      stopped before its end.
 
     Raises:
       UserError: whatever the user can mend.
@@ -50,11 +52,10 @@ def train(
     with workdir.hold(folder):
         run = Run(config, folder, data, prog, stop, console)
         try:
-            return run.run()
+            with run.closing:
+                return run.run()
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-        finally:
-            run.close()
+            raise UserError(f"{error.filename or folder}: {error.strerror}") from None
 
 
 class Run:
@@ -65,6 +66,9 @@ class Run:
         self.stop, self.console = stop, console
         self.checkpoints = Checkpoints(folder, config.checkpoint.keep)
         self.log = MetricsLog(folder)
+        # A save under way finishes even when the run fails, so that what it holds is not lost.
+        self.closing = contextlib.ExitStack()
+        self.closing.callback(self.checkpoints.wait)
         self.began = time.monotonic()
         self.state = None
         self.evaluation: dict = {}  # the newest one
@@ -73,7 +77,7 @@ class Run:
         self.earlier_seconds = 0.0  # wall time of earlier starts
         self.saved_step: int | None = None
 
-    def run(self) -> dict | None:
+    def run(self) -> tuple[int, dict | None]:
         step = self._resume()
         total = self.prog.total_steps
         stopped = False
@@ -84,16 +88,11 @@ class Run:
                 step = self._train_from(step)
         self.checkpoints.wait()
         if step < total or self.evaluation.get("step") != step:
-            return None
+            return step, None
         results = self._results(step)
         workdir.write_json(self.folder / "results.json", results)
         self.console.summary(results, self.folder)
-        return results
-
-    def close(self):
-        """Lets a save under way finish, so that what it holds is not lost with an error."""
-        self.checkpoints.wait()
-        self.log.close()
+        return step, results
 
     def _resume(self):
         found, damaged = self.checkpoints.find_newest()
@@ -121,6 +120,7 @@ class Run:
             self.console.line(f"going on from step {step} in {self.folder}")
             for line in differences:
                 self.console.line(line)
+        self.closing.callback(self.log.close)
         if warning:
             self.console.line(warning)
         workdir.write_json(self.folder / "config.json", self._config_json())
@@ -146,6 +146,7 @@ class Run:
             if late:
                 self._record(*late, clock)
             late = (step, metrics)
+            self.checkpoints.check()
             pause = self._evaluation_due(step) or step % config.checkpoint.every_steps == 0
             if not pause and not self.stop():
                 continue
@@ -166,13 +167,11 @@ class Run:
         for name in ("loss", "grad_norm", "param_norm"):
             if not math.isfinite(row[name]):
                 self.checkpoints.wait()
-                last = (
-                    f"kept: checkpoint {self.saved_step}" if self.saved_step else "none was saved"
-                )
+                saved = self.saved_step
+                kept = f"checkpoint {saved} is good" if saved else "no checkpoint was saved yet"
                 raise UserError(
-                    f"{name} became {row[name]} at step {step} (rate {row['rate']:.6g}); the last"
-                    f" good checkpoint is {last}. Lower config.schedule.rate or add"
-                    " config.schedule.warmup_epochs"
+                    f"{name} became {row[name]} at step {step} (rate {row['rate']:.6g}); {kept}."
+                    " Lower config.schedule.rate or lengthen config.schedule.warmup_epochs"
                 )
         clock.tick()
         if step % self.config.log_every_steps == 0:

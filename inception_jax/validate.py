@@ -4,6 +4,8 @@ Needs neither jax nor TensorFlow. What depends on devices or data (divisibility 
 of maps, what is on disk) is checked where it is known.
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 from configs import googlenet
@@ -28,7 +30,6 @@ _NOT_NEGATIVE = (
     *("schedule.rate", "schedule.power", "schedule.warmup_epochs"),
 )
 _BELOW_ONE = ("model.dropout", "model.auxiliary_dropout", "optim.momentum")
-_LENGTHS = {"data.crop_area": 2, "data.crop_aspect": 2, "data.mean": 3, "data.std": 3}
 
 
 def check(config: ConfigDict) -> None:
@@ -40,6 +41,7 @@ def check(config: ConfigDict) -> None:
     for name in sorted(fields.keys() - known.keys()):
         raise UserError(f"the config has config.{name}, which nothing reads: remove it")
 
+    _check_types(fields, known)
     choose("model.name", config.model.name, models.NAMES)
     choose("model.dtype", config.model.dtype, DTYPES)
     choose("schedule.name", config.schedule.name, SCHEDULES)
@@ -48,11 +50,23 @@ def check(config: ConfigDict) -> None:
     _check_together(config)
 
 
+def _check_types(fields, known):
+    for name, default in known.items():
+        value, wanted = fields[name], type(default)
+        if type(value) is int and wanted is float:
+            continue
+        if type(value) is not wanted:
+            raise UserError(f"config.{name} is {value!r}: it must be of type {wanted.__name__}")
+        numbers = value if wanted is tuple else (value,) if wanted is float else ()
+        if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers):
+            raise UserError(f"config.{name} is {value!r}: it needs finite numbers")
+        if wanted is tuple and len(value) != len(default):
+            raise UserError(f"config.{name} is {value!r}: it needs {len(default)} numbers")
+
+
 def _check_numbers(fields):
-    for name, length in _LENGTHS.items():
-        numbers = [v for v in fields[name] if isinstance(v, (int, float))]
-        if not len(fields[name]) == len(numbers) == length:
-            raise UserError(f"config.{name} is {fields[name]}: it needs {length} numbers")
+    if fields["seed"] >= 2**32:  # jax would use its lower bits only
+        raise UserError(f"config.seed is {fields['seed']}: it must be below 2^32")
     for names, holds, rule in (
         (_POSITIVE, lambda v: v > 0, "above 0"),
         (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),

@@ -7,6 +7,7 @@ a TFDS classification set, prepared on disk in a format that can be read by inde
 import difflib
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -105,12 +106,15 @@ def _tfds(config):
     try:
         # From the files alone: needs no network, and reads any version that was prepared.
         builder = tfds.core.read_only_builder.builder_from_files(config.name, data_dir=folder)
-    except tfds.core.registered.DatasetNotFoundError:
+    except (tfds.core.registered.DatasetNotFoundError, ValueError):
         known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
-        base = config.name.split("/")[0].split(":")[0]
+        base = re.split("[/:]", config.name)[0]
         if base in known:
             raise UserError(f"data set {config.name} is not in {folder}: {prepare}") from None
-        close = difflib.get_close_matches(base, known, 1)
+        starts = [
+            name for name in known if base and name.startswith(base) and name[len(base)].isdigit()
+        ]
+        close = starts or difflib.get_close_matches(base, known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
             f"unknown data set {config.name!r}: it is neither embedded ({', '.join(EMBEDDED)}),"
@@ -118,10 +122,12 @@ def _tfds(config):
         ) from None
 
     features = builder.info.features or {}
-    if not {"image", "label"} <= set(features):
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
+    if kinds.get("image") != "Image" or kinds.get("label") != "ClassLabel":
+        told = ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items()))
         raise UserError(
-            f"data set {config.name} has features {', '.join(sorted(features))}: training needs"
-            " image and label"
+            f"data set {config.name} has features {told}: training needs image (Image) and label"
+            " (ClassLabel)"
         )
     for split in (config.train_split, config.eval_split):
         if split not in builder.info.splits:

@@ -86,7 +86,7 @@ class GoogLeNet(nn.Module):
         if round(smallest * self.width) < 1:
             raise UserError(
                 f"config.model.width={self.width} leaves a layer of {smallest} channels with none;"
-                f" the least is {1 / smallest}"
+                f" it must be above {0.5 / smallest}"
             )
         sizes = self.map_sizes(image_size)
         if min(sizes.values()) < 1:

@@ -1,0 +1,39 @@
+# What a person types and what CI runs. PYTHON chooses the interpreter, VENV the environment's folder.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-quick lint bench smoke clean
+
+demo: $(VENV)/ready  ## GoogLeNet learns handwritten digits
+	$(BIN)/python -m inception_jax.main --config=configs/digits.py --workdir=runs/demo
+
+test: $(VENV)/ready-dev  ## every test
+	$(BIN)/python -m pytest
+
+test-quick: $(VENV)/ready-dev  ## all but those that take minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/ready  ## side-by-side measurements; see benchmarks/
+	$(BIN)/python -m benchmarks.max_pool
+
+smoke: $(VENV)/ready  ## the main job for an epoch, to the end
+	rm -rf runs/smoke
+	$(BIN)/python -m inception_jax.main --config=configs/digits.py --workdir=runs/smoke \
+	  --config.epochs=1 --config.schedule.warmup_epochs=0
+
+clean:
+	rm -rf .venv* runs .pytest_cache .ruff_cache
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

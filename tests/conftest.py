@@ -1,0 +1,97 @@
+"""Set-up for all tests: quiet libraries, one compile cache, small configs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before jax and TensorFlow are imported, here and in the processes that tests start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+
+from configs import digits  # noqa: E402
+
+
+@pytest.fixture
+def config():
+    """The digits recipe on the narrowest network, for tests that compile it."""
+    config = digits.get_config()
+    config.model.width = 0.0625  # 16 channels become 1
+    config.batch_size = 32
+    return config
+
+
+@pytest.fixture
+def x64():
+    """Turns float64 on for one test."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+SMALL = (
+    "--config=configs/digits.py",
+    "--config.model.width=0.0625",
+    "--config.batch_size=32",
+    "--config.schedule.warmup_epochs=0",
+)
+
+
+@pytest.fixture(scope="session")
+def run_main():
+    """Returns run(*arguments, env={}) -> the finished process of the main job on a tiny network."""
+
+    def run(*arguments, env=None, check=True):
+        process = start_main(*arguments, env=env)
+        out, error = process.communicate(timeout=300)
+        if check and process.returncode:
+            raise AssertionError(f"exit code {process.returncode}\n{out}\n{error}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+    return run
+
+
+def start_main(*arguments, env=None):
+    """Starts the main job on a tiny network; arguments override SMALL."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "inception_jax.main", *SMALL, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def arrays(workdir, step):
+    """Reads every array of a checkpoint, by path, without the code under test."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        # as NumPy arrays, since the devices that wrote it need not be here
+        tree = reader.metadata(folder).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        stored = reader.restore(folder, restore_args=as_numpy)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(stored)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def rows(workdir):
+    """Reads metrics.jsonl without what a clock measured."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    timed = ("time", "images_per_second")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]

@@ -1,0 +1,241 @@
+"""Decoding, random patches and central crops on the host, against Pillow and plain NumPy.
+
+Most tests draw patches of an image whose pixels say where they are. Enlarged, its corners stay what
+they were, so the box that was cut can be read off the result.
+"""
+
+import functools
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from configs import digits
+from inception_jax.data import augment
+
+COUNT = 2000  # draws; a share of p is then known to 4 * sqrt(p (1 - p) / COUNT), 0.045 at most
+RNG = np.random.default_rng(0)
+
+
+def noise(height, width):
+    return RNG.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def places(height, width):
+    """Red is the column, green the row, both below 256."""
+    row, column = np.mgrid[:height, :width]
+    return np.stack([column, row, np.zeros_like(row)], -1).astype(np.uint8)
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def settings(image_size, eval_resize=None, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+    config = digits.get_config().data
+    config.image_size, config.eval_resize = image_size, eval_resize or image_size
+    config.crop_area, config.crop_aspect = area, aspect
+    return config
+
+
+def draw(image, config, which, seed=0):
+    """Patches for (epoch, example) pairs, in parallel as in the pipeline."""
+    cut = augment.make_train(config, seed)
+    data = encode(image)
+    dataset = tf.data.Dataset.from_tensor_slices(np.array(which, np.int32))
+    dataset = dataset.map(lambda pair: cut(data, pair[0], pair[1]), num_parallel_calls=4)
+    return np.stack(list(dataset.as_numpy_iterator()))
+
+
+def boxes(patches):
+    """(top, left, height, width) of patches of places()."""
+    patches = patches.astype(int)
+    left, top = patches[:, 0, 0, 0], patches[:, 0, 0, 1]
+    return top, left, patches[:, -1, -1, 1] - top + 1, patches[:, -1, -1, 0] - left + 1
+
+
+GRID = [(epoch, example) for epoch in range(20) for example in range(COUNT // 20)]
+
+
+@functools.cache
+def drawn():
+    """Boxes from an image of 120 x 125, with shares and aspects that never meet its sides."""
+    config = settings(128, area=(0.1, 0.45), aspect=(0.8, 2.0))
+    return boxes(draw(places(120, 125), config, GRID))
+
+
+def assert_uniform(values):
+    """Kolmogorov and Smirnov's test at 1 %, for numbers in [0, 1]."""
+    values = np.sort(values)
+    steps = np.arange(len(values) + 1) / len(values)
+    distance = max(np.abs(values - steps[1:]).max(), np.abs(values - steps[:-1]).max())
+    assert distance < 1.63 / np.sqrt(len(values))
+
+
+def test_patches_have_evenly_distributed_areas():
+    _, _, height, width = drawn()
+    assert_uniform((height * width / (120 * 125) - 0.1) / 0.35)
+
+
+def test_patches_have_aspects_evenly_distributed_in_the_logarithm():
+    _, _, height, width = drawn()
+    assert_uniform(np.log(width / height / 0.8) / np.log(2.0 / 0.8))
+
+
+def test_patches_come_from_everywhere_and_never_from_outside():
+    top, left, height, width = drawn()
+    assert min(top.min(), left.min(), height.min(), width.min()) >= 0
+    assert (top + height).max() <= 120
+    assert (left + width).max() <= 125
+    assert_uniform((top + 0.5) / (120 - height + 1))
+    assert_uniform((left + 0.5) / (125 - width + 1))
+
+
+def test_area_aspect_and_corner_are_drawn_independently():
+    top, left, height, width = drawn()
+    numbers = [height * width, width / height, top / (120 - height), left / (125 - width)]
+    correlations = np.corrcoef(numbers) - np.eye(4)
+    assert np.abs(correlations).max() < 4 / np.sqrt(COUNT)
+
+
+def test_a_patch_reaches_every_corner_of_the_image_equally_often():
+    config = settings(8, area=(9 / 16, 9 / 16), aspect=(1.0, 1.0))
+    top, left, height, width = boxes(draw(places(4, 4), config, GRID))
+    assert (height == 3).all()
+    assert (width == 3).all()
+    counts = np.bincount(2 * top + left, minlength=4)
+    assert len(counts) == 4
+    assert np.abs(counts / COUNT - 1 / 4).max() < 4 * np.sqrt(1 / 4 * 3 / 4 / COUNT)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"),  # sqrt(4 * 200) = 28.28
+    [((4, 200), (4, 28)), ((200, 4), (28, 4)), ((1, 250), (1, 16)), ((250, 1), (16, 1))],
+)
+def test_patches_of_long_images_are_cut_to_the_image(shape, patch):
+    config = settings(32, area=(1.0, 1.0), aspect=(1.0, 1.0))
+    top, left, height, width = boxes(draw(places(*shape), config, GRID[:200]))
+    assert set(zip(height, width, strict=True)) == {patch}
+    assert {top.min(), left.min()} == {0}
+    assert len({*top, *left}) > 90  # of 173 or more places
+    assert (top + height).max() <= shape[0]
+    assert (left + width).max() <= shape[1]
+
+
+def test_an_image_of_one_pixel_becomes_its_colour():
+    patches = draw(np.array([[[10, 20, 30]]], np.uint8), settings(16), GRID[:20])
+    assert (patches == (10, 20, 30)).all()
+    assert patches.shape == (20, 16, 16, 3)
+
+
+def test_what_happens_to_an_example_depends_on_seed_epoch_and_example_only():
+    image, config = noise(40, 50), settings(16)
+    forwards = draw(image, config, GRID[:200])
+    backwards = draw(image, config, GRID[:200][::-1])[::-1]
+    assert (forwards == backwards).all()
+    alone = augment.make_train(config, 0)(encode(image), *GRID[123]).numpy()
+    assert (alone == forwards[123]).all()
+
+
+def test_seed_epoch_and_example_each_change_the_patch():
+    image, config = noise(60, 70), settings(16)
+    which = [(epoch, example) for epoch in range(6) for example in range(6)]
+    seen = {patch.tobytes() for seed in range(3) for patch in draw(image, config, which, seed)}
+    assert len(seen) == 3 * len(which)
+
+
+def test_a_patch_that_is_the_whole_image_at_its_own_size_is_unchanged():
+    image = noise(32, 32)
+    config = settings(32, area=(1.0, 1.0), aspect=(1.0, 1.0))
+    assert (draw(image, config, [(3, 4)])[0] == image).all()
+
+
+def resize(image, size):
+    """Bilinear with a triangle as wide as the scale where it shrinks, in float64."""
+    for axis, length in enumerate(size):
+        old = image.shape[axis]
+        scale = max(old / length, 1.0)
+        centres = (np.arange(length) + 0.5) * old / length - 0.5
+        weights = 1 - np.abs(np.arange(old) - centres[:, None]) / scale
+        weights = np.maximum(weights, 0)
+        weights /= weights.sum(1, keepdims=True)
+        image = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
+    return image
+
+
+def assert_rounded(image, exact):
+    assert image.dtype == np.uint8
+    assert np.abs(image - exact).max() < 0.5 + 1e-3  # of 255: float32 against float64
+
+
+def test_a_patch_is_resized_without_aliasing():
+    image = noise(60, 60)
+    config = settings(17, area=(1.0, 1.0), aspect=(1.0, 1.0))
+    assert_rounded(draw(image, config, [(0, 0)])[0], resize(image, (17, 17)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "resized", "corner"),
+    [
+        ((90, 60), (48, 32), (12, 4)),  # portrait
+        ((60, 93), (32, 50), (4, 13)),  # landscape; 49.6
+        ((64, 64), (32, 32), (4, 4)),
+        ((32, 32), (32, 32), (4, 4)),
+        ((33, 35), (32, 34), (4, 5)),  # 33.9
+        ((11, 16), (32, 47), (4, 11)),  # smaller than the crop; 46.5 would be a tie, it is 46.54
+        ((1, 1), (32, 32), (4, 4)),
+        ((1, 5), (32, 160), (4, 68)),
+    ],
+)
+def test_evaluation_sees_the_centre_of_the_resized_image(shape, resized, corner):
+    image = noise(*shape)
+    crop = augment.make_eval(settings(24, eval_resize=32))(encode(image)).numpy()
+    top, left = corner
+    exact = resize(image, resized)[top : top + 24, left : left + 24]
+    assert exact.shape == (24, 24, 3)
+    assert_rounded(crop, exact)
+    pillow = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR)
+    pillow = np.asarray(pillow)[top : top + 24, left : left + 24].astype(int)
+    assert np.abs(crop - pillow).max() <= 1  # Pillow rounds after each axis
+
+
+def test_an_image_of_the_right_size_is_evaluated_unchanged():
+    image = noise(32, 32)
+    assert (augment.make_eval(settings(32))(encode(image)).numpy() == image).all()
+
+
+PICTURE = noise(20, 30)
+GREY = PICTURE[..., :1].repeat(3, axis=2)
+BLOCKS = np.kron(noise(3, 4), np.ones((8, 8, 1), np.uint8))  # JPEG's own, so almost free of loss
+GREY_BLOCKS = BLOCKS[..., :1].repeat(3, axis=2)
+ALPHA = Image.fromarray(noise(20, 30)[..., 0])
+MOVING = [Image.fromarray(PICTURE[..., 0]), Image.fromarray(255 - PICTURE[..., 0])]
+
+
+FILES = {  # data, pixels, how far off they may be
+    "PNG": (encode(PICTURE), PICTURE, 0),
+    "grey PNG": (encode(PICTURE[..., 0]), GREY, 0),
+    "RGBA": (encode(Image.merge("RGBA", [*Image.fromarray(PICTURE).split(), ALPHA])), PICTURE, 0),
+    "grey with alpha": (encode(Image.merge("LA", [MOVING[0], ALPHA])), GREY, 0),
+    "16 bit": (encode(PICTURE[..., 0].astype(np.uint16) * 257), GREY, 0),
+    "palette": (encode(Image.fromarray(GREY).quantize(256)), GREY, 0),
+    "BMP": (encode(PICTURE, "BMP"), PICTURE, 0),
+    "GIF": (encode(MOVING[0], "GIF"), GREY, 0),
+    "moving GIF": (encode(MOVING[0], "GIF", save_all=True, append_images=MOVING[1:]), GREY, 0),
+    "JPEG": (encode(BLOCKS, "JPEG", quality=95, subsampling=0), BLOCKS, 1),
+    "grey JPEG": (encode(BLOCKS[..., 0], "JPEG", quality=95), GREY_BLOCKS, 1),
+    "CMYK": (encode(Image.fromarray(BLOCKS).convert("CMYK"), "JPEG", quality=95), BLOCKS, 1),
+}
+
+
+@pytest.mark.parametrize(("data", "expected", "difference"), FILES.values(), ids=FILES)
+def test_every_kind_of_file_decodes_to_rgb(data, expected, difference):
+    image = tf.function(augment.decode)(tf.constant(data)).numpy()
+    assert image.dtype == np.uint8
+    assert image.shape == expected.shape
+    assert np.abs(image.astype(int) - expected).max() <= difference

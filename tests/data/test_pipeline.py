@@ -1,0 +1,153 @@
+"""Batches hold what the order says, from any step on and on any number of hosts."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from inception_jax.data import order, pipeline
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (10, 8, 8, 3), np.uint8)
+LABELS = RNG.permutation(10)
+EXAMPLES = RNG.integers(0, 10, (6, 4))  # of 6 batches
+EPOCHS = RNG.integers(0, 9, (6, 4))
+ALL = np.ones(4, bool)
+
+
+class Source:
+    """Ten images in memory; remembers what was read."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def read(self, index):
+        self.seen.append(index)
+        buffer = io.BytesIO()
+        Image.fromarray(IMAGES[index]).save(buffer, "PNG")
+        return buffer.getvalue(), int(LABELS[index])
+
+
+def settings(**changes):
+    """Of 8 x 8 pixels, with the whole image as the patch unless `changes` say otherwise."""
+    config = digits.get_config().data
+    config.image_size = config.eval_resize = 8
+    config.crop_area = config.crop_aspect = (1.0, 1.0)
+    config.update(changes)
+    return config
+
+
+def listed(step):
+    return order.Rows(EPOCHS[step].astype(np.int32), EXAMPLES[step].astype(np.int32), ALL)
+
+
+def train(steps, local=slice(0, 4), rows=listed, source=None, **changes):
+    return list(
+        pipeline.training(source or Source(), rows, local, steps, settings(**changes), seed=1)
+    )
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for name, values in mine.items():
+            assert values.dtype == other[name].dtype
+            np.testing.assert_array_equal(values, other[name])
+
+
+RANDOM = {"crop_area": (0.1, 0.9), "crop_aspect": (0.5, 2.0)}
+
+
+def test_each_row_holds_the_example_that_the_order_names():
+    kinds = {"image": np.uint8, "label": np.int32, "epoch": np.int32, "example": np.int32}
+    batches = train(range(6))
+    assert len(batches) == 6
+    for step, batch in enumerate(batches):
+        assert {name: values.dtype for name, values in batch.items()} == kinds
+        np.testing.assert_array_equal(batch["image"], IMAGES[EXAMPLES[step]])
+        np.testing.assert_array_equal(batch["label"], LABELS[EXAMPLES[step]])
+        np.testing.assert_array_equal(batch["epoch"], EPOCHS[step])
+        np.testing.assert_array_equal(batch["example"], EXAMPLES[step])
+
+
+@pytest.mark.parametrize("start", [1, 4, 5])
+def test_a_resumed_run_sees_the_very_images_of_an_uninterrupted_one(start):
+    assert_same(train(range(start, 6), **RANDOM), train(range(6), **RANDOM)[start:])
+
+
+def test_patches_change_with_the_epoch_and_with_nothing_else():
+    """An example twice in an epoch, which no real order holds, gets the same patch twice."""
+    epochs, examples = np.array([[0, 1, 0, 1], [7, 7, 7, 7]], np.int32)
+
+    def rows(step):
+        return order.Rows((epochs, epochs[::-1])[step], examples, ALL)
+
+    first, second = (batch["image"] for batch in train(range(2), rows=rows, **RANDOM))
+    assert (first[0] == first[2]).all()
+    assert (first[1] == first[3]).all()
+    assert (first[0] != first[1]).any()
+    np.testing.assert_array_equal(second, first[::-1])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_read_the_batch_that_one_would(hosts):
+    share = 4 // hosts
+    parts = [train(range(6), slice(h * share, (h + 1) * share), **RANDOM) for h in range(hosts)]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, train(range(6), **RANDOM))
+
+
+def test_a_host_reads_only_its_own_rows():
+    source = Source()
+    train(range(6), slice(2, 4), source=source)
+    assert sorted(source.seen) == sorted(EXAMPLES[:, 2:].ravel().tolist())
+
+
+def test_starting_late_reads_nothing_of_what_came_before():
+    source = Source()
+    rows = order.training(10, 2, seed=0)  # five steps an epoch, so each example is in one of them
+    batches = train(range(3, 5), slice(0, 2), rows, source)
+    expected = np.concatenate([rows(3).example, rows(4).example]).tolist()
+    assert [int(example) for batch in batches for example in batch["example"]] == expected
+    assert sorted(source.seen) == sorted(expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 16])
+def test_evaluation_yields_every_image_once_and_marks_the_rest(batch_size):
+    rows, steps = order.evaluation(10, batch_size), range(-(-10 // batch_size))
+    batches = list(
+        pipeline.evaluation(Source(), rows, slice(0, batch_size), steps, settings(**RANDOM))
+    )
+    assert all(batch.keys() == {"image", "label", "valid"} for batch in batches)
+    assert all(len(batch["label"]) == batch_size for batch in batches)
+    valid, image, label = (
+        np.concatenate([batch[name] for batch in batches]) for name in ("valid", "image", "label")
+    )
+    assert valid.tolist() == [True] * 10 + [False] * (len(valid) - 10)
+    np.testing.assert_array_equal(image[valid], IMAGES)
+    np.testing.assert_array_equal(label[valid], LABELS)
+
+
+def test_hosts_together_evaluate_every_image_once():
+    rows = order.evaluation(10, 4)
+    parts = [
+        list(pipeline.evaluation(Source(), rows, local, range(3), settings()))
+        for local in (slice(0, 2), slice(2, 4))
+    ]
+    labels = [
+        label
+        for step in zip(*parts, strict=True)
+        for part in step
+        for label, valid in zip(part["label"], part["valid"], strict=True)
+        if valid
+    ]
+    assert labels == LABELS.tolist()

@@ -1,0 +1,353 @@
+"""GoogLeNet against Table 1, the reference's names, and a second implementation in NumPy."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from test_layers import lrn_loop
+
+from inception_jax.errors import UserError
+from inception_jax.models.googlenet import GoogLeNet
+
+# The paper's Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
+TABLE_1 = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+ROWS = ("conv1", "conv2", *(f"inception_{module}" for module in TABLE_1))
+KILO_WEIGHTS = (9.2, 112.0, 159.5, 379.0, 366.8, 438.0, 497.5, 590.5, 847.0, 1018.0, 1409.0)
+
+TINY = {"num_classes": 7, "width": 0.125}  # 16 channels become 2
+SMALL = {"batch_norm": True, "small_stem": True}
+STILL = {"dropout": 0.0, "auxiliary_dropout": 0.0}
+NO_HEADS = {"auxiliary_heads": False}
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def init(model, size, train=True):
+    keys = {"params": jax.random.key(0, impl="rbg"), "dropout": jax.random.key(1)}
+    return model.init(keys, jnp.zeros((1, size, size, 3)), train=train)
+
+
+def shapes(model, size, train=True):
+    """Shapes of all variables by flat name."""
+    tree = jax.eval_shape(lambda: init(model, size, train))
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def numbers(model, size):
+    """Variables by flat name, all random; kernels sum to 0, else positive maps would kill ReLUs."""
+    rng = np.random.default_rng(0)
+    variables = {}
+    for name, shape in shapes(model, size).items():
+        values = rng.normal(size=shape)
+        if name.endswith("kernel"):
+            values -= values.mean(axis=tuple(range(len(shape) - 1)))
+            variables[name] = values * np.sqrt(2 / np.prod(shape[:-1]))
+        else:
+            variables[name] = np.abs(0.5 + 0.2 * values)
+    return variables
+
+
+def photos(batch, size):
+    """Images large enough for LRN's alpha of 1e-4 to show."""
+    return 60 * np.random.default_rng(1).normal(size=(batch, size, size, 3))
+
+
+def forward(model, variables, images, train=False):
+    """Returns logits, main ones first, and the batch statistics by flat name."""
+    options = {"rngs": {"dropout": jax.random.key(0)}, "mutable": ["batch_stats"]}
+    logits, updated = model.apply(unflatten_dict(variables, sep="/"), images, train, **options)
+    return (logits.main_BK, *logits.auxiliary), flatten_dict(updated, sep="/")
+
+
+def run(model, *arguments, **options):
+    return jax.tree.map(np.asarray, jit(functools.partial(forward, model, **options))(*arguments))
+
+
+class Reference:
+    """The network once more, in NumPy and float64, from the paper and the reference's prototxt."""
+
+    def __init__(self, variables, batch_norm=False, small_stem=False, train=False):
+        self.v, self.train = variables, train
+        self.batch_norm, self.small_stem, self.updated = batch_norm, small_stem, {}
+
+    def __call__(self, x):
+        big = not self.small_stem
+        x = self.pool(self.conv(x, "conv1/7x7_s2", 2)) if big else self.conv(x, "conv1/3x3")
+        x = self.norm(self.conv(self.conv(self.norm(x), "conv2/3x3_reduce"), "conv2/3x3"))
+        auxiliary = []
+        for module in TABLE_1:
+            x = self.pool(x) if module in ("3a", "4a", "5a") else x
+            x = self.inception(x, f"inception_{module}/")
+            if self.train and module in ("4a", "4d"):
+                auxiliary.append(self.auxiliary(x, f"loss{len(auxiliary) + 1}/"))
+        return (self.dense(x.mean(axis=(1, 2)), "loss3/classifier"), *auxiliary)
+
+    def inception(self, x, name):
+        around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+        branches = [
+            self.conv(x, name + "1x1"),
+            self.conv(self.conv(x, name + "3x3_reduce"), name + "3x3"),
+            self.conv(self.conv(x, name + "5x5_reduce"), name + "5x5"),
+            self.conv(windows(around, 3).max(axis=(-2, -1)), name + "pool_proj"),
+        ]
+        return np.concatenate(branches, axis=-1)
+
+    def auxiliary(self, x, name):
+        x = self.conv(windows(x, 5, 3).mean(axis=(-2, -1)), name + "conv")
+        hidden = np.maximum(self.dense(x.reshape(len(x), -1), name + "fc"), 0)
+        return self.dense(hidden, name + "classifier")
+
+    def conv(self, x, name, stride=1):
+        kernel = self.v[f"params/{name}/kernel"]
+        pad = (kernel.shape[0] // 2,) * 2
+        x = np.pad(x, ((0, 0), pad, pad, (0, 0)))
+        y = np.einsum("bhwcij,ijco->bhwo", windows(x, len(kernel), stride), kernel)
+        assert y.max() > 0, f"{name} is dead, so the comparison would not see it"
+        if not self.batch_norm:
+            return np.maximum(y + self.v[f"params/{name}/bias"], 0)
+        mean, var = (self.v[f"batch_stats/{name}_bn/{which}"] for which in ("mean", "var"))
+        if self.train:
+            now = y.mean(axis=(0, 1, 2)), y.var(axis=(0, 1, 2))
+            for which, old, new in zip(("mean", "var"), (mean, var), now, strict=True):
+                self.updated[f"batch_stats/{name}_bn/{which}"] = 0.9 * old + 0.1 * new
+            mean, var = now
+        scale, bias = (self.v[f"params/{name}_bn/{which}"] for which in ("scale", "bias"))
+        return np.maximum((y - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
+
+    def dense(self, x, name):
+        return x @ self.v[f"params/{name}/kernel"] + self.v[f"params/{name}/bias"]
+
+    def norm(self, x):
+        return x if self.batch_norm else lrn_loop(x, size=5, alpha=1e-4, beta=0.75, k=1)
+
+    def pool(self, x):
+        """Ceil mode: 3x3/2 windows leave out at most a pixel, so one more makes room for all."""
+        x = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
+        return windows(x, 3, 2).max(axis=(-2, -1))
+
+
+def windows(x, size, stride=1):
+    """B, rows, columns, C, size, size."""
+    every = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+    return every[:, ::stride, ::stride]
+
+
+def published(num_classes, side=None, width=1.0, batch_norm=False, small_stem=False):
+    """Shapes by the reference's names, from Table 1; with auxiliary heads if stage 4's side."""
+    stem = {"conv1/3x3": (3, 3, 64)} if small_stem else {"conv1/7x7_s2": (7, 3, 64)}
+    convs = stem | {"conv2/3x3_reduce": (1, 64, 64), "conv2/3x3": (3, 64, 192)}
+    channels = 192
+    for module, (n1, reduce3, n3, reduce5, n5, proj) in TABLE_1.items():
+        convs |= {
+            f"inception_{module}/1x1": (1, channels, n1),
+            f"inception_{module}/3x3_reduce": (1, channels, reduce3),
+            f"inception_{module}/3x3": (3, reduce3, n3),
+            f"inception_{module}/5x5_reduce": (1, channels, reduce5),
+            f"inception_{module}/5x5": (5, reduce5, n5),
+            f"inception_{module}/pool_proj": (1, channels, proj),
+        }
+        channels = n1 + n3 + n5 + proj
+    dense = {"loss3/classifier": (int(1024 * width), num_classes)}
+    if side:
+        cells = ((side - 5) // 3 + 1) ** 2
+        for head, inputs in (("loss1", 512), ("loss2", 528)):
+            convs[f"{head}/conv"] = (1, inputs, 128)
+            dense[f"{head}/fc"] = (int(cells * 128 * width), int(1024 * width))
+            dense[f"{head}/classifier"] = dense["loss3/classifier"]
+    result = {f"params/{name}/kernel": shape for name, shape in dense.items()}
+    result |= {f"params/{name}/bias": shape[1:] for name, shape in dense.items()}
+    norm = "params/{0}_bn/scale params/{0}_bn/bias batch_stats/{0}_bn/mean batch_stats/{0}_bn/var"
+    vectors = norm if batch_norm else "params/{0}/bias"
+    for name, (window, *channels) in convs.items():
+        inputs, out = (c if c == 3 else int(c * width) for c in channels)
+        result[f"params/{name}/kernel"] = (window, window, inputs, out)
+        result |= dict.fromkeys(vectors.format(name).split(), (out,))
+    return result
+
+
+def test_parameters_are_as_many_as_published_in_all_and_in_every_row_of_table_1():
+    model, count = GoogLeNet(1000), lambda found: sum(map(math.prod, found.values()))
+    every = shapes(model, 224)
+    assert count(every) == 13_378_280
+    assert count(shapes(model, 224, train=False)) == 6_998_552
+    assert count(shapes(GoogLeNet(1000, auxiliary_heads=False), 224)) == 6_998_552
+    kernels = {name: shape for name, shape in every.items() if name.endswith("kernel")}
+    for row, expected in zip(ROWS, KILO_WEIGHTS, strict=True):
+        of_row = {name: s for name, s in kernels.items() if name.startswith(f"params/{row}/")}
+        assert round(count(of_row) / 1024, 1) == expected, row
+
+
+@pytest.mark.parametrize(
+    "options, size, side",
+    [
+        ({}, 224, 14),
+        ({}, 288, 18),
+        (NO_HEADS, 224, None),
+        ({"width": 0.25}, 224, 14),
+        ({"batch_norm": True}, 224, 14),
+        (SMALL, 56, 14),
+        (SMALL | NO_HEADS | {"width": 0.125}, 16, None),
+    ],
+)
+def test_names_and_shapes_are_the_references_so_public_weights_load(options, size, side):
+    """And each switch changes what it says, nothing else."""
+    switches = {k: v for k, v in options.items() if k != "auxiliary_heads"}
+    assert shapes(GoogLeNet(10, **options), size) == published(10, side, **switches)
+
+
+def capture(model, size):
+    images = jnp.zeros((1, size, size, 3))
+    return model.apply(init(model, size), images, capture_intermediates=True)[1]["intermediates"]
+
+
+@pytest.mark.parametrize("small_stem", [False, True])
+def test_maps_shrink_as_the_references_do(small_stem):
+    """Sizes whose halves are even, odd, or both in turn."""
+    places = ("conv1", "conv2", "inception_3b", "inception_4e", "inception_5b")
+    for size in (224, 225, 227, 98, 31):
+        sides = [size] * 2 if small_stem else [len(range(0, size + 6 - 7 + 1, 2))]
+        while len(sides) < 5:  # a window wherever a pixel is not yet covered
+            sides.append(1 + len(range(3, sides[-1], 2)))
+        sides = [112, 56, 28, 14, 7] if (size, small_stem) == (224, False) else sides
+        model = GoogLeNet(**TINY, **NO_HEADS, small_stem=small_stem)
+        maps = jax.eval_shape(functools.partial(capture, model, size))
+        assert [maps[name]["__call__"][0].shape[1:3] for name in places] == [(s, s) for s in sides]
+
+
+def agree(got, expected):
+    assert len(got) == len(expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10 * np.abs(theirs).max())
+        assert np.ptp(ours, axis=0).min() > 1e-3  # alive: the images make a difference
+
+
+def test_the_published_network_computes_what_numpy_does(x64):
+    """In training with both heads, and in evaluation at another size (even: SAME would differ)."""
+    model = GoogLeNet(**TINY, **STILL, dtype="float64")
+    variables = numbers(model, 91)
+    for size, train in ((91, True), (46, False)):
+        got, _ = run(model, variables, photos(2, size), train=train)
+        agree(got, Reference(variables, train=train)(photos(2, size)))
+
+
+def test_the_network_for_small_images_computes_what_numpy_does(x64):
+    """Batch norm by the batch's statistics in training, by the running ones in evaluation."""
+    model = GoogLeNet(**TINY, **STILL, **SMALL, dtype="float64")
+    variables = numbers(model, 21)
+    for size, train in ((21, True), (11, False)):
+        got, statistics = run(model, variables, photos(4, size), train=train)
+        reference = Reference(variables, **SMALL, train=train)
+        agree(got, reference(photos(4, size)))
+        for name, ours in statistics.items():
+            expected = reference.updated[name] if train else variables[name]
+            np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_first_parameters_are_drawn_as_in_the_reference():
+    model = GoogLeNet(num_classes=10, width=0.25)
+    variables = flatten_dict(jit(functools.partial(init, model, 80))(), sep="/")
+    for name, values in variables.items():
+        if name.endswith("bias"):
+            assert np.all(values == np.float32(0 if "classifier" in name else 0.2)), name
+        else:
+            bound = np.sqrt(3 / np.prod(values.shape[:-1]))
+            error = 5 * np.sqrt(0.8 / values.size)  # of the variance, five standard errors
+            assert np.abs(values).max() <= bound, name
+            assert abs(np.var(values) * 3 / bound**2 - 1) < error, name
+
+
+def test_dropout_takes_40_and_70_percent_in_training_and_nothing_in_evaluation():
+    """Kernels of 0 and biases of 0.2 make every feature 0.2; the identity shows each as a logit."""
+    model = GoogLeNet(num_classes=64, width=0.0625)  # 64 features before every classifier
+    values = {"bias": 0.2, "kernel": 0.0}
+    variables = {k: np.full(s, values[k.split("/")[-1]]) for k, s in shapes(model, 79).items()}
+    for head in ("loss1", "loss2", "loss3"):
+        variables[f"params/{head}/classifier/kernel"] = np.eye(64)
+        variables[f"params/{head}/classifier/bias"] = np.zeros(64)
+    images = np.zeros((64, 79, 79, 3), np.float32)
+
+    logits, _ = run(model, variables, images, train=True)
+    for features, dropped in zip(logits, (0.4, 0.7, 0.7), strict=True):
+        kept = features != 0
+        np.testing.assert_allclose(features[kept], 0.2 / (1 - dropped), rtol=1e-5)
+        assert abs(1 - kept.mean() - dropped) < 0.035  # 64 * 64 draws: 4.5 standard errors
+        assert (kept != kept[0]).any() and (kept != kept[:, :1]).any()  # each image its own
+    assert ((logits[1] != 0) != (logits[2] != 0)).any()  # each head its own
+
+    (features,), _ = run(model, variables, images)
+    np.testing.assert_allclose(features, 0.2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options, size", [({}, 79), (SMALL, 20)])
+def test_every_parameter_learns(options, size):
+    """A branch that is built but not connected would keep its first weights for ever."""
+    model = GoogLeNet(**TINY, **STILL, **options)
+    variables = {k: np.float32(v) for k, v in numbers(model, size).items()}
+
+    def loss(variables):
+        logits, _ = forward(model, variables, photos(4, size), train=True)
+        return sum(x[0].sum() for x in logits)
+
+    for name, values in jit(jax.grad(loss))(variables).items():
+        if name.startswith("params"):
+            assert np.isfinite(values).all() and np.abs(values).max() > 1e-7, name
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_and_logits_in_float32():
+    model = GoogLeNet(**TINY, **STILL, dtype="bfloat16")
+    first = jax.eval_shape(functools.partial(init, model, 79))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(first)} == {"float32"}
+    maps = jax.eval_shape(functools.partial(capture, model, 79))
+    maps = {name: value for name, value in maps.items() if name not in ("__call__", "loss3")}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(maps)} == {"bfloat16"}
+
+    # Positive weights cancel nothing, so that errors stay those of rounding: 2^-9 a layer.
+    variables = {k: np.abs(v).astype(np.float32) for k, v in numbers(model, 79).items()}
+    got, _ = run(model, variables, photos(4, 79), train=True)
+    for ours, exact in zip(got, Reference(variables, train=True)(photos(4, 79)), strict=True):
+        assert ours.dtype == np.float32
+        error = np.abs(ours - exact).max() / np.abs(exact).max()
+        assert 1e-4 < error < 2**-6
+
+
+@pytest.mark.parametrize(
+    "options, least, what",
+    [
+        (NO_HEADS, 31, "GoogLeNet"),
+        ({}, 79, "the auxiliary heads"),
+        (NO_HEADS | {"small_stem": True}, 8, "GoogLeNet"),
+        ({"small_stem": True}, 20, "the auxiliary heads"),
+    ],
+)
+def test_the_smallest_image_is_named_and_true(options, least, what):
+    """It builds there; with a pixel less the check says so, and building really fails."""
+    model = GoogLeNet(**TINY, **options)
+    model.check(least)
+    assert all(min(shape) > 0 for shape in shapes(model, least).values())
+    with pytest.raises(UserError) as error:
+        model.check(least - 1)
+    message = str(error.value)
+    assert f"images of {least - 1} pixels are too small for {what}" in message
+    assert f"config.data.image_size to {least} or more" in message
+    assert ("set config.model.auxiliary_heads=False" in message) == ("heads" in what)
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        shapes(model, least - 1)
+
+
+def test_a_width_that_leaves_a_layer_empty_is_refused():
+    GoogLeNet(10, width=0.0625).check(224)
+    with pytest.raises(UserError, match=r"width=0.03 leaves a layer of 16 channels with none"):
+        GoogLeNet(10, width=0.03).check(224)

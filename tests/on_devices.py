@@ -1,0 +1,44 @@
+"""Trains a small GoogLeNet on so many virtual devices and stores what came out; run by tests.
+
+python tests/on_devices.py DEVICES OUT.npz STEPS [--config.FIELD=VALUE ...]
+"""
+
+import os
+import sys
+
+devices, out, steps, *overrides = sys.argv[1:]
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from inception_jax import config as config_lib  # noqa: E402
+from inception_jax import program, sharding  # noqa: E402
+from inception_jax.checkpoint import describe  # noqa: E402
+from inception_jax.data import datasets, order, pipeline  # noqa: E402
+
+_, config = config_lib.parse(["on_devices", "--config=configs/digits.py", *overrides])
+jax.config.update("jax_enable_x64", config.model.dtype == "float64")
+data = datasets.load(config.data)
+mesh = sharding.make_mesh(config.mesh)
+prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
+train_step = prog.train_step.lower(prog.state, prog.train_batch).compile()
+state, losses = prog.init(), []
+for batch in pipeline.training(
+    data.train,
+    order.training(len(data.train), config.batch_size, config.seed),
+    sharding.local_rows(config.batch_size),
+    range(int(steps)),
+    config.data,
+    config.seed,
+):
+    state, metrics = train_step(state, sharding.place_batch(batch, mesh))
+    losses.append(metrics["loss"].item())
+
+np.savez(
+    out,
+    losses=losses,
+    hlo=train_step.as_text(),
+    devices=jax.device_count(),
+    **dict(zip(describe(state), jax.tree.leaves(state), strict=True)),
+)

@@ -1,0 +1,116 @@
+"""One device or eight: the same numbers, one all-reduce, and checkpoints that move between them."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, arrays, rows
+
+# As published but for size: LRN, both auxiliary heads, dropout.
+PUBLISHED = (
+    "--config.model.batch_norm=false",
+    "--config.model.auxiliary_heads=true",
+    "--config.model.width=0.125",
+    "--config.data.image_size=20",
+    "--config.data.eval_resize=20",
+    "--config.schedule.rate=0.01",
+)
+WITHOUT_DECAY = (*PUBLISHED, "--config.optim.weight_decay=0")
+NOT_ARRAYS = ("hlo", "devices", "losses")
+
+
+@pytest.fixture(scope="module")
+def train_on(tmp_path_factory):
+    """Returns run(devices, steps, *overrides) -> what tests/on_devices.py stored."""
+
+    @functools.cache
+    def run(devices, steps, *overrides):
+        out = tmp_path_factory.mktemp("devices") / "out.npz"
+        subprocess.run(
+            [sys.executable, "tests/on_devices.py", str(devices), out, str(steps), *overrides],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+            timeout=600,
+        )
+        stored = dict(np.load(out))
+        assert stored["devices"] == devices
+        return stored
+
+    return run
+
+
+def worst_difference(a, b):
+    """The largest difference in any array, relative to that array's largest value."""
+    assert a.keys() == b.keys()
+    names = [name for name in a if name not in NOT_ARRAYS]
+    assert len(names) > 200  # parameters and their momentum
+    return max(np.max(np.abs(a[n] - b[n])) / max(np.max(np.abs(a[n])), 1e-30) for n in names)
+
+
+def test_twenty_steps_in_float64_do_not_depend_on_the_number_of_devices(train_on):
+    overrides = (*PUBLISHED, "--config.model.dtype=float64")
+    one, eight = (train_on(devices, 20, *overrides) for devices in (1, 8))
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-9)
+    assert one["losses"][-1] != one["losses"][0]
+    assert worst_difference(one, eight) < 1e-9
+
+
+def test_batch_norm_uses_the_statistics_of_the_global_batch(train_on):
+    """At a rate that keeps rounding from growing past the bound, which batch norm amplifies."""
+    overrides = ("--config.model.dtype=float64", "--config.schedule.rate=0.001")
+    one, eight = (train_on(devices, 20, *overrides) for devices in (1, 8))
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-9)
+    assert worst_difference(one, eight) < 1e-9
+
+
+def test_one_float32_step_has_the_same_loss_and_gradients_on_eight_devices(train_on):
+    """Without weight decay the momentum after one step is the gradient."""
+    one, eight = (train_on(devices, 1, *WITHOUT_DECAY) for devices in (1, 8))
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
+    gradients = [name for name in one if "trace" in name]
+    assert len(gradients) == 2 * (3 + 9 * 6 + 2 * 3 + 1)  # kernels and biases
+    for name in gradients:
+        scale = np.max(np.abs(one[name]))
+        assert scale > 0
+        np.testing.assert_allclose(eight[name], one[name], rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+def test_gradients_cross_devices_in_one_all_reduce(train_on):
+    compiled = str(train_on(8, 1, *WITHOUT_DECAY)["hlo"])
+    reduces = re.findall(r"= .*? all-reduce(?:-start)?\(", compiled)
+    assert len(reduces) == 1, f"{len(reduces)} all-reduces in the compiled step"
+    others = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    assert not [name for name in others if re.search(rf"\b{name}(-start)?\(", compiled)]
+
+
+def test_accumulation_keeps_every_row_on_its_device(train_on):
+    """Splitting the batch into parts must move no image between devices."""
+    overrides = (*PUBLISHED, "--config.accumulation=4")
+    compiled = str(train_on(8, 1, *overrides)["hlo"])
+    others = ("all-gather", "all-to-all", "collective-permute")
+    assert not [name for name in others if re.search(rf"\b{name}(-start)?\(", compiled)]
+
+
+def on(devices):
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def test_a_run_saved_on_8_devices_goes_on_on_2(run_main, tmp_path):
+    """Restores bit for bit what 8 devices saved, and trains to the end on 2."""
+    common = ("--config.checkpoint.every_steps=10", "--config.log_every_steps=1")
+    run_main(f"--workdir={tmp_path}", "--config.epochs=0.44", *common, env=on(8))
+    saved = arrays(tmp_path, 20)
+    first = rows(tmp_path)
+    again = run_main(f"--workdir={tmp_path}", "--config.epochs=0.88", *common, env=on(2))
+    assert f"going on from step 20 in {tmp_path}" in again.stdout
+    assert "config.epochs: 0.44 before, 0.88 now" in again.stdout
+    for name, value in arrays(tmp_path, 20).items():
+        np.testing.assert_array_equal(value, saved[name], err_msg=name)
+    assert rows(tmp_path)[: len(first)] == first
+    steps = [row["step"] for row in rows(tmp_path) if row["kind"] == "train"]
+    assert steps == list(range(1, 41))

@@ -1,0 +1,92 @@
+"""SIGKILL at any moment, several times: the run ends as if nothing had happened."""
+
+import random
+import time
+
+import pytest
+from conftest import arrays, rows, start_main
+
+# An evaluation and a save every few steps, so that kills fall into them too.
+OPTIONS = (
+    "--config.epochs=6",
+    "--config.eval.every_steps=30",
+    "--config.checkpoint.every_steps=7",
+    "--config.checkpoint.keep=2",
+    "--config.log_every_steps=1",
+)
+STEPS = 270
+
+
+def wait_until(process, ready, seconds=240):
+    """Waits for ready(); returns False if the process ended before."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        if ready():
+            return True
+        time.sleep(0.005)
+    raise AssertionError("nothing happened")
+
+
+def newest(workdir):
+    folder = workdir / "checkpoints"
+    steps = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal()]
+    return max(steps, default=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_bit_identical(run_main, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_main(*OPTIONS, f"--workdir={whole}")
+
+    moments = random.Random(0)
+    kills = 0
+    # After so many steps past the newest checkpoint, or while the next one is being written.
+    for after in (0, 3, "saving", 20, "saving", 40, "saving"):
+        process = start_main(*OPTIONS, f"--workdir={killed}")
+        begin = newest(killed)
+        unfinished = killed / "checkpoints" / ".unfinished"
+
+        def saving(begin=begin, unfinished=unfinished):
+            return newest(killed) > begin and unfinished.is_dir() and any(unfinished.iterdir())
+
+        def trained(begin=begin, after=after):
+            log = killed / "metrics.jsonl"
+            return log.exists() and log.read_bytes().count(b'"train"') >= begin + (after or 1)
+
+        if wait_until(process, saving if after == "saving" else trained):
+            time.sleep(moments.uniform(0, 0.05))  # anywhere between two steps, or two writes
+            process.kill()
+            kills += 1
+        process.communicate()
+    assert kills >= 5
+    run_main(*OPTIONS, f"--workdir={killed}")
+
+    first, second = arrays(whole, STEPS), arrays(killed, STEPS)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.tobytes() == second[name].tobytes(), name
+    assert rows(killed) == rows(whole)
+    assert [row["step"] for row in rows(whole) if row["kind"] == "train"] == list(range(1, 271))
+
+
+@pytest.mark.slow
+def test_killed_during_start_up_and_before_the_first_checkpoint(run_main, tmp_path):
+    options = ("--config.epochs=0.2", "--config.log_every_steps=1", f"--workdir={tmp_path}")
+    for ready in (
+        lambda: (tmp_path / "config.json").exists(),
+        lambda: (tmp_path / "metrics.jsonl").exists() and rows_so_far(tmp_path) >= 1,
+    ):
+        process = start_main(*options)
+        assert wait_until(process, ready)
+        process.kill()
+        process.communicate()
+    process = run_main(*options)
+    assert process.stderr == ""
+    steps = [row["step"] for row in rows(tmp_path) if row["kind"] == "train"]
+    assert steps == list(range(1, 10))
+
+
+def rows_so_far(workdir):
+    return (workdir / "metrics.jsonl").read_bytes().count(b"\n")

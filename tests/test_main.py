@@ -1,0 +1,209 @@
+"""The main job as a user meets it: what it prints, what it leaves behind, how it fails."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, SMALL, arrays, rows, start_main
+
+from inception_jax.checkpoint import verify
+
+SHORT = ("--config.epochs=0.6", "--config.checkpoint.every_steps=10", "--config.log_every_steps=5")
+
+
+@pytest.fixture(scope="module")
+def finished(run_main, tmp_path_factory):
+    """An uninterrupted run of 27 steps: its workdir and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, run_main(*SHORT, f"--workdir={workdir}")
+
+
+def failed(process):
+    """Asserts that a process ended with one line for its user, and returns the line."""
+    assert process.returncode != 0
+    lines = process.stderr.splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_the_terminal_shows_our_lines_only(finished):
+    workdir, process = finished
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
+    assert lines[0] == f"new run in {workdir}"
+    assert lines[1].startswith("step 5/27  loss ")
+    assert lines[2].startswith("step 27  epoch 0.6  evaluation: top-1 0.")
+    assert lines[3] == "Results"
+    assert "parameters" in process.stdout
+
+
+def test_results_hold_what_a_table_needs(finished):
+    workdir, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["step"] == 27
+    assert results["epoch"] == pytest.approx(27 * 32 / 1437)
+    assert results["examples"] == 360
+    assert 0 <= results["top1"] <= results["top5"] <= 1
+    assert results["best"] == {"step": 27, "top1": results["top1"]}
+    assert results["images_per_second"] > 0
+    assert results["wall_seconds"] > 27 * 32 / results["images_per_second"]
+    assert results["versions"].keys() >= {"jax", "flax", "optax", "python", "inception_jax"}
+    assert results["config"]["model"]["width"] == 0.0625
+    assert results["config"] == json.loads((workdir / "config.json").read_text())
+    last = [row for row in rows(workdir) if row["kind"] == "eval"][-1]
+    assert {name: last[name] for name in ("step", "top1", "top5", "loss")} == {
+        name: results[name] for name in ("step", "top1", "top5", "loss")
+    }
+    parameters = [a.size for name, a in arrays(workdir, 27).items() if "'params'" in name]
+    assert results["parameters"] == sum(parameters)
+
+
+def test_a_finished_run_started_again_only_reports(finished, run_main):
+    workdir, first = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = run_main(*SHORT, f"--workdir={workdir}")
+    assert again.stdout.splitlines()[0] == f"going on from step 27 in {workdir}"
+    table = first.stdout[first.stdout.index("Results") :].splitlines()[:5]
+    assert again.stdout[again.stdout.index("Results") :].splitlines()[:5] == table
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def wait_for_step(workdir, step):
+    """Waits until metrics.jsonl has a row of that step or a later one."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        log = workdir / "metrics.jsonl"
+        if log.exists() and any(row["step"] >= step for row in rows(workdir)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} did not come")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(number, run_main, tmp_path):
+    options = ("--config.epochs=3", "--config.log_every_steps=1", f"--workdir={tmp_path}")
+    process = start_main(*options)
+    wait_for_step(tmp_path, 1)
+    process.send_signal(number)
+    out, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (0, "")
+    name = signal.Signals(number).name
+    last = out.splitlines()[-1]
+    assert last.startswith(f"stopped by {name} at step ")
+    assert f"go on with: python -m inception_jax.main {' '.join(process.args[3:])}" in last
+    step = int(last.split("at step ")[1].split(",")[0])
+    assert 1 <= step < 135
+    assert verify(tmp_path / "checkpoints" / str(step)) is None
+    assert not (tmp_path / "results.json").exists()
+    again = run_main(*options)
+    assert again.stdout.splitlines()[0] == f"going on from step {step} in {tmp_path}"
+    steps = [row["step"] for row in rows(tmp_path) if row["kind"] == "train"]
+    assert steps == list(range(1, 136))
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_end_is_the_same(finished, run_main, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    meta = workdir / "checkpoints" / "27" / "meta.json"
+    meta.write_text(meta.read_text().replace("27", "28"))
+    (workdir / "results.json").unlink()
+    process = run_main(*SHORT, f"--workdir={workdir}")
+    lines = process.stdout.splitlines()
+    assert lines[0] == ("checkpoint 27 is damaged (meta.json is damaged): set aside as 27.damaged")
+    assert lines[1] == f"going on from step 20 in {workdir}"
+    assert process.stderr == ""
+    first, second = arrays(finished[0], 27), arrays(workdir, 27)
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+    assert rows(workdir) == rows(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.model.width=0.125", "has config.model.width=0.0625, not 0.125"),
+        ("--config.batch_size=64", "has config.batch_size=32, not 64"),
+    ],
+)
+def test_a_workdir_of_another_run_is_refused_and_left_alone(finished, run_main, override, message):
+    workdir, _ = finished
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
+    error = failed(run_main(*SHORT, f"--workdir={workdir}", override, check=False))
+    assert message in error
+    assert "take another --workdir" in error
+    after = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert after == before
+
+
+def test_what_is_not_finite_stops_at_its_step_and_keeps_the_last_good(finished, run_main, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    longer = (f"--workdir={workdir}", *SHORT, "--config.epochs=1.2", "--config.schedule.rate=1e18")
+    error = failed(run_main(*longer, check=False))
+    # the rate of the update that went wrong: half of 1e18, as half of the cosine is over
+    assert re.search(r"became (inf|nan) at step 28 \(rate 5\.\d*e\+17\); checkpoint 27 is", error)
+    assert rows(workdir) == rows(finished[0])
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir())[-1] == "27"
+    assert verify(workdir / "checkpoints" / "27") is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.data.image_size=7"], "images of 7 pixels are too small for GoogLeNet: set"),
+        (["--config.model.auxiliary_heads=true"], "too small for the auxiliary heads: set"),
+        (["--config.batch_size=33"], "config.batch_size=33 is not divisible by 2 devices x 1 acc"),
+        (["--config.accumulation=5"], "take 30, or another multiple of 10"),
+        (["--config.mesh.model=3"], "do not make 2 devices"),
+        (["--config.data.name=digit"], "unknown data set 'digit'"),
+        (["--config.data.name=mnist"], "data set mnist is not in "),
+        (["--config.data.eval_split=validation"], "digits has no split 'validation'"),
+        (
+            ["--workdir=pyproject.toml/run"],
+            "cannot write to workdir pyproject.toml/run: Not a directory",
+        ),
+    ],
+)
+def test_what_cannot_run_is_one_line_and_makes_nothing(run_main, tmp_path, overrides, message):
+    workdir = tmp_path / "run"
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    process = run_main(f"--workdir={workdir}", *overrides, env=two, check=False)
+    assert message in failed(process)
+    assert not workdir.exists()
+
+
+def test_a_full_disk_is_one_line(run_main, tmp_path):
+    """A limit on the size of files stands in for a full disk: any user may set it."""
+    process = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'ulimit -f 100; exec {sys.executable} -m inception_jax.main "$@"',
+            "_",
+            *SMALL,
+            *SHORT,
+            f"--workdir={tmp_path}",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "could not save checkpoint 10 to " in failed(process)
+
+
+def test_two_runs_never_share_a_workdir(finished, run_main):
+    workdir, _ = finished
+    with open(workdir / ".lock", "w") as lock:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = run_main(*SHORT, f"--workdir={workdir}", check=False)
+    assert f"another run is writing to {workdir}" in failed(process)

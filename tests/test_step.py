@@ -1,0 +1,247 @@
+"""The training and evaluation steps: on a linear model, by hand; on GoogLeNet, what must hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from inception_jax import program, sharding, step
+from inception_jax.models.googlenet import Logits
+
+RATE = 0.5
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+class Linear(nn.Module):
+    """A linear classifier with as many linear auxiliary heads in training."""
+
+    classes: int = 7
+    heads: int = 0
+    batch_norm: bool = False
+    dropout: float = 0.0
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        dense = functools.partial(nn.Dense, self.classes, param_dtype=self.dtype)
+        x = x.reshape(len(x), -1).astype(self.dtype)
+        if self.batch_norm:
+            x = nn.BatchNorm(not train, momentum=0.9, param_dtype=self.dtype, name="bn")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        names = [f"aux{n}" for n in range(self.heads)] if train else []
+        return Logits(dense(name="main")(x), tuple(dense(name=name)(x) for name in names))
+
+
+def pixels(batch, train):
+    return batch["image"]
+
+
+def make(model, optimizer=None, **options):
+    options = {"auxiliary_weight": 0.3, "accumulation": 1, "seed": 0} | options
+    optimizer = optimizer or optax.sgd(RATE)
+    return jit(step.make_train_step(model, optimizer, pixels, schedule=lambda t: RATE, **options))
+
+
+def start(model, size, seed=1):
+    """A state of random parameters, as zeros would hide what a classifier's bias does."""
+    state = jax.eval_shape(lambda: step.init_state(model, optax.sgd(RATE), size, 0))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return jnp.ones(leaf.shape, leaf.dtype)
+        scale = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+
+    params, batch_stats = (
+        jax.tree_util.tree_map_with_path(draw, tree) for tree in (state.params, state.batch_stats)
+    )
+    return step.TrainState(
+        jnp.zeros((), jnp.int32), params, batch_stats, optax.sgd(RATE).init(params)
+    )
+
+
+def make_batch(size, side, classes=7, seed=2):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.normal(loc=0.3, size=(size, side, side, 3)),
+        "label": rng.integers(classes, size=size).astype(np.int32),
+    }
+
+
+def cross_entropy(logits, labels):
+    """Each image's loss and its gradient: -log softmax, softmax - one hot."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax = exponentials / exponentials.sum(axis=1, keepdims=True)
+    rows = np.arange(len(labels))
+    losses, gradient = -np.log(softmax[rows, labels]), softmax.copy()
+    gradient[rows, labels] -= 1
+    return losses, gradient
+
+
+def flat(tree):
+    return {k: np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_update_is_the_gradient_of_main_loss_plus_03_of_each_auxiliary_loss(x64, accumulation):
+    """Loss, metrics and parameters by hand, alike for a batch of 32 and for four parts of 8."""
+    model = Linear(heads=2, dtype=jnp.float64)
+    state, batch = start(model, 4), make_batch(32, 4)
+    x, labels, params = batch["image"].reshape(32, -1), batch["label"], flat(state.params)
+    weights = {"main": 1.0, "aux0": 0.3, "aux1": 0.3}
+    losses, gradients = {}, {}
+    for head, weight in weights.items():
+        logits = x @ params[f"{head}/kernel"] + params[f"{head}/bias"]
+        each, gradient = cross_entropy(logits, labels)
+        losses[head] = each.mean()
+        gradients[f"{head}/kernel"] = weight * x.T @ gradient / 32
+        gradients[f"{head}/bias"] = weight * gradient.mean(axis=0)
+    expected = {name: value - RATE * gradients[name] for name, value in params.items()}
+    best = (x @ params["main/kernel"] + params["main/bias"]).argmax(axis=1)
+
+    def norm(tree):
+        return np.sqrt(sum((leaf**2).sum() for leaf in tree.values()))
+
+    after, metrics = make(model, accumulation=accumulation)(state, batch)
+    assert after.step == 1
+    for name, value in flat(after.params).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-12, atol=1e-12, err_msg=name)
+    assert 0 < np.mean(best == labels) < 1
+    by_hand = {
+        "loss": sum(weights[head] * loss for head, loss in losses.items()),
+        "main_loss": losses["main"],
+        "top1": np.mean(best == labels),
+        "grad_norm": norm(gradients),
+        "param_norm": norm(expected),
+        "rate": RATE,
+    }
+    assert metrics.keys() == by_hand.keys()
+    for name, value in by_hand.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_a_network_without_auxiliary_heads_has_the_main_loss_alone():
+    model = Linear()
+    _, metrics = make(model)(start(model, 4), make_batch(8, 4))
+    assert metrics["loss"] == metrics["main_loss"] > 0
+
+
+def test_batch_norm_takes_each_parts_own_statistics_in_turn(x64):
+    """Part p is rows p, p + 4, ...; the running statistics move once a part, the loss is theirs."""
+    model = Linear(batch_norm=True, dtype=jnp.float64)
+    state, batch = start(model, 2), make_batch(12, 2)
+    before = flat(state.params) | flat(state.batch_stats)
+    mean, var, losses = before["bn/mean"], before["bn/var"], []
+    for part in range(4):
+        x, labels = batch["image"].reshape(12, -1)[part::4], batch["label"][part::4]
+        mean, var = 0.9 * mean + 0.1 * x.mean(axis=0), 0.9 * var + 0.1 * x.var(axis=0)
+        normal = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5) + before["bn/bias"]
+        logits = normal @ before["main/kernel"] + before["main/bias"]
+        losses += [cross_entropy(logits, labels)[0].mean()]
+
+    after, metrics = make(model, accumulation=4)(state, batch)
+    np.testing.assert_allclose(after.batch_stats["bn"]["mean"], mean, rtol=1e-10)
+    np.testing.assert_allclose(after.batch_stats["bn"]["var"], var, rtol=1e-10)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-10)
+
+
+def test_dropout_differs_between_steps_parts_and_seeds_and_not_between_runs():
+    """Else a resumed run would differ from an unbroken one, or one mask would serve for ever."""
+    model = Linear(dropout=0.5)
+    state, two = start(model, 4), make_batch(2, 4)
+
+    def loss(number, parts, seed=0):
+        """Of step `number` on two images, once in each part."""
+        batch = {name: np.repeat(rows, parts, axis=0) for name, rows in two.items()}
+        now = step.TrainState(jnp.int32(number), state.params, {}, state.opt_state)
+        return make(model, accumulation=parts, seed=seed)(now, batch)[1]["loss"].item()
+
+    for parts in (1, 4):
+        losses = [loss(0, parts), loss(1, parts), loss(2, parts), loss(0, parts, seed=1)]
+        assert np.diff(sorted(losses)).min() > 1e-4
+        assert loss(0, parts) == losses[0]
+    assert abs(loss(0, 2) - loss(0, 4)) > 1e-4  # were all parts' masks alike, so would these be
+
+
+@pytest.mark.parametrize("classes", [7, 3])
+def test_evaluation_counts_every_image_once_and_no_padding(classes):
+    """Padding rows are made to be right, so that counting any of them shows."""
+    model = Linear(classes=classes, heads=1, batch_norm=True)
+    state, batch = start(model, 4), make_batch(40, 4, classes)
+    v = flat(state.params) | flat(state.batch_stats)
+    x = (batch["image"].reshape(40, -1) - v["bn/mean"]) / np.sqrt(1 + 1e-5) + v["bn/bias"]
+    logits = x @ v["main/kernel"] + v["main/bias"]
+    batch["valid"] = np.arange(40) % 3 != 0
+    batch["label"] = np.where(batch["valid"], batch["label"], logits.argmax(axis=1))
+
+    valid, labels = batch["valid"], batch["label"]
+    better = (logits > logits[np.arange(40), labels][:, None]).sum(axis=1)
+    expected = {
+        "top1": np.sum(better[valid] < 1),
+        "top5": np.sum(better[valid] < 5),
+        "loss": cross_entropy(logits, labels)[0][valid].sum(),
+        "examples": 26,
+    }
+    assert 0 < expected["top1"] < expected["top5"] <= 26
+    assert (expected["top5"] == 26) == (classes == 3)  # five of three are all
+    sums = jit(step.make_eval_step(model, pixels))(state, batch)
+    assert sums.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_padding_of_any_content_leaves_the_sums_alone():
+    """Also where it holds what makes the network overflow."""
+    model = Linear()
+    state, batch = start(model, 4), make_batch(9, 4)
+    eval_step = jit(step.make_eval_step(model, pixels))
+    whole = eval_step(state, batch | {"valid": np.ones(9, bool)})
+    padded = {
+        "image": np.concatenate([batch["image"], np.full((3, 4, 4, 3), np.nan)]),
+        "label": np.concatenate([batch["label"], np.zeros(3, np.int32)]),
+        "valid": np.arange(12) < 9,
+    }
+    for name, value in eval_step(state, padded).items():
+        np.testing.assert_allclose(value, whole[name], rtol=1e-6, err_msg=name)
+
+
+def test_the_compiled_program_learns_purely_compiles_once_and_reuses_its_memory(config):
+    """The demo's network, with dropout, in two parts, on one batch again and again."""
+    config.accumulation = 2
+    config.schedule.warmup_epochs = config.optim.weight_decay = 0.0
+    mesh = sharding.make_mesh(config.mesh)
+    run = program.make(config, mesh, num_examples=320, num_classes=10)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(256, size=(32, 16, 16, 3), dtype=np.uint8),
+        "label": rng.integers(10, size=32).astype(np.int32),
+        "epoch": np.zeros(32, np.int32),
+        "example": np.arange(32, dtype=np.int32),
+    }
+    batch = sharding.place_batch(batch, mesh)
+
+    def train(state, steps=30):
+        losses = []
+        for _ in range(steps):
+            old = state
+            state, metrics = run.train_step(state, batch)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))  # donated
+            losses.append(metrics["loss"].item())
+        return state, losses
+
+    first = jax.tree.map(np.asarray, run.init())
+    state, losses = train(run.init())
+    again, same = train(run.init())
+    assert run.train_step._cache_size() == 1
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2
+    assert losses == same and state.step == 30
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    still = jax.tree.map(lambda a, b: (np.asarray(a) == b).all(), state.params, first.params)
+    assert not any(flat(still).values()), [name for name, value in flat(still).items() if value]

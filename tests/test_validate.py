@@ -1,0 +1,150 @@
+"""Which values a config may hold: each rule on both sides of its boundary."""
+
+from fractions import Fraction
+
+import pytest
+from conftest import ROOT
+
+from configs import googlenet
+from inception_jax import config as config_lib
+from inception_jax import optim, validate
+from inception_jax.errors import UserError
+
+TINY = 1e-9
+# For every field with a rule: values that just pass, values that just fail.
+RULES = {
+    "seed": ([0, 2**32 - 1], [-1, 2**64]),
+    "batch_size": ([1], [0, -1]),
+    "accumulation": ([1], [0, -1]),
+    "epochs": ([TINY], [0.0, -1.0, float("nan"), float("inf")]),
+    "log_every_steps": ([1], [0, -1]),
+    "model.name": (["googlenet"], ["", "GoogLeNet", "googlenet2"]),
+    "model.width": ([TINY], [0.0, -0.5, float("nan")]),
+    "model.dropout": ([0.0, 1 - TINY], [-TINY, 1.0, float("nan")]),
+    "model.auxiliary_dropout": ([0.0, 1 - TINY], [-TINY, 1.0]),
+    "model.dtype": (["float32", "bfloat16", "float64"], ["float16", "int8", "", "float"]),
+    "loss.auxiliary_weight": ([0.0], [-TINY]),
+    "optim.momentum": ([0.0, 1 - TINY], [-TINY, 1.0]),
+    "optim.momentum_form": (["optax", "caffe"], ["", "torch"]),
+    "optim.weight_decay": ([0.0], [-TINY]),
+    "schedule.name": (["step", "poly", "cosine"], ["", "linear"]),
+    "schedule.rate": ([0.0], [-TINY, float("nan")]),
+    "schedule.factor": ([TINY], [0.0, -0.5]),
+    "schedule.every_epochs": ([TINY], [0.0, -1.0]),
+    "schedule.power": ([0.0], [-TINY]),
+    "schedule.warmup_epochs": ([0.0, 60.0], [-TINY, 60.001]),  # of 60 epochs
+    "data.image_size": ([1, 256], [0, -1, 257]),  # eval_resize is 256
+    "data.eval_resize": ([224], [223, 0]),  # image_size is 224
+    "data.crop_area": (
+        [(TINY, TINY), (1.0, 1.0)],
+        [(0.0, 1.0), (0.5, 0.499), (0.5, 1.001), (1.0,)],
+    ),
+    "data.crop_aspect": ([(TINY, TINY), (2.0, 3.0)], [(0.0, 1.0), (1.001, 1.0), (1.0, 2.0, 3.0)]),
+    "data.mean": ([(-1.0, 0.0, 999.0)], [(0.0, 0.0), (0.0,) * 4, (0.0, 0.0, "x"), ()]),
+    "data.std": ([(TINY,) * 3], [(0.0, 1.0, 1.0), (1.0, 1.0, -1.0), (1.0, 1.0), (1.0,) * 4]),
+    "eval.batch_size": ([1], [0, -1]),
+    "eval.every_steps": ([1], [0, -1]),
+    "checkpoint.every_steps": ([1], [0, -1]),
+    "checkpoint.keep": ([1], [0, -1]),
+    "mesh.data": ([-1, 1, 8], [0, -2]),
+    "mesh.model": ([1], [0, -1]),
+}
+
+
+def changed(field, value):
+    config = googlenet.get_config()
+    config.update_from_flattened_dict({field: value})
+    return config
+
+
+def message(config):
+    with pytest.raises(UserError) as caught:
+        validate.check(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def cases(which):
+    return [(field, value) for field, values in RULES.items() for value in values[which]]
+
+
+@pytest.mark.parametrize(("field", "value"), cases(0))
+def test_values_up_to_a_boundary_are_accepted(field, value):
+    validate.check(changed(field, value))
+
+
+@pytest.mark.parametrize(("field", "value"), cases(1))
+def test_values_past_a_boundary_are_refused_by_name_and_value(field, value):
+    text = message(changed(field, value))
+    assert f"config.{field}" in text
+    assert str(value) in text
+
+
+def test_every_number_of_a_config_has_a_rule():
+    """So that a new field gets one."""
+    fields = config_lib.flatten(googlenet.get_config())
+    numbers = {name for name, value in fields if type(value) in (int, float, tuple)}
+    assert numbers - RULES.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest"),
+    [
+        ("model.name", "googlnet", "googlenet"),
+        ("model.dtype", "bfloat", "bfloat16"),
+        ("schedule.name", "cosin", "cosine"),
+        ("optim.momentum_form", "optx", "optax"),
+    ],
+)
+def test_an_unknown_name_tells_the_nearest_and_all_others(field, value, nearest):
+    text = message(changed(field, value))
+    assert f"did you mean {nearest}?" in text
+    assert all(known in text for known in RULES[field][0])
+
+
+@pytest.mark.parametrize("field", ["seed", "data.mean", "checkpoint.keep"])
+def test_a_missing_field_is_named(field):
+    config = googlenet.get_config()
+    group, _, name = field.rpartition(".")
+    with config.unlocked():
+        del (config[group] if group else config)[name]
+    assert f"lacks config.{field}" in message(config)
+
+
+def test_a_field_that_nothing_reads_is_named():
+    config = googlenet.get_config()
+    with config.unlocked():
+        config.model.depth = 3
+    text = message(config)
+    assert "config.model.depth" in text
+    assert "remove" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seed", None), ("seed", "one"), ("schedule.rate", "fast"), ("data.mean", 5.0)],
+)
+def test_a_value_of_a_wrong_type_is_named(field, value):
+    """A recipe can hold one where it sets None, or is not built on the defaults."""
+    config = googlenet.get_config()
+    group, _, name = field.rpartition(".")
+    with config.unlocked(), config.ignore_type():
+        (config[group] if group else config)[name] = value
+    assert f"config.{field}" in message(config)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in (ROOT / "configs").glob("*.py") if "get_config" in path.read_text()]
+)
+def test_every_recipe_of_the_repository_is_valid(path):
+    validate.check(config_lib.load(str(path)))
+
+
+def test_schedules_that_pass_are_those_that_can_be_made():
+    config = googlenet.get_config().schedule
+    middle = {"step": 0.01 * 0.96**5, "poly": 0.01 * 0.5**0.5, "cosine": 0.005}
+    assert set(validate.SCHEDULES) == middle.keys()
+    for config.name in validate.SCHEDULES:
+        schedule = optim.make_schedule(config, Fraction(10), 800)  # stairs of 80 steps
+        assert float(schedule(0)) == pytest.approx(0.01, rel=1e-6)
+        assert float(schedule(400)) == pytest.approx(middle[config.name], rel=1e-6)
