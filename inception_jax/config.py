@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import os
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -227,8 +226,3 @@ def _listdir(folder):
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-def print_help(doc: str, flags_help: str) -> None:
-    """Prints what a command is for and which flags it takes."""
-    sys.stdout.write(f"{doc.strip()}\n\nFlags:\n{HELP}{flags_help}")

@@ -100,7 +100,7 @@ def _tfds(config):
 
     folder = os.path.expanduser(config.dir)
     prepare = (
-        f"prepare it with `tfds build {config.name} --file_format=array_record"
+        f"prepare it with `python -m inception_jax.data.prepare {config.name}"
         f" --data_dir={folder}`, or set config.data.dir to where it is"
     )
     try:
@@ -142,8 +142,8 @@ def _tfds(config):
         )
     except NotImplementedError:
         raise UserError(
-            f"data set {config.name} in {folder} is stored as"
-            f" {builder.info.file_format.value}, which cannot be read by index: {prepare}"
+            f"data set {config.name} is stored as {builder.info.file_format.value}, which cannot be"
+            f" read by index: move {builder.data_dir} away and {prepare}"
         ) from None
     return Dataset(train, evaluation, features["label"].num_classes)
 

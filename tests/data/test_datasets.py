@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import digits
-from inception_jax.data import datasets
+from inception_jax.data import datasets, prepare
 from inception_jax.errors import UserError
 
 F = tfds.features
@@ -158,13 +158,13 @@ def test_a_set_that_cannot_be_read_by_index_says_how_to_prepare_it(prepared):
     folder = prepared(TinyPictures, "tfrecord")
     text = message(settings("tiny_pictures", folder))
     assert "tfrecord" in text
-    assert f"`tfds build tiny_pictures --file_format=array_record --data_dir={folder}`" in text
+    assert f"`python -m inception_jax.data.prepare tiny_pictures --data_dir={folder}`" in text
 
 
 def test_a_set_that_is_not_there_says_how_to_get_it_and_where_it_looked(tmp_path):
     text = message(settings("mnist", tmp_path))
     assert f"mnist is not in {tmp_path}" in text
-    assert f"`tfds build mnist --file_format=array_record --data_dir={tmp_path}`" in text
+    assert f"`python -m inception_jax.data.prepare mnist --data_dir={tmp_path}`" in text
     assert "config.data.dir" in text
 
 
@@ -202,3 +202,41 @@ def test_a_set_without_labels_says_what_it_has_and_what_is_needed(prepared):
 
 def test_a_set_whose_label_is_no_class_is_an_error_of_one_line(prepared):
     assert "label" in message(settings("tiny_numbered", prepared(TinyNumbered)))
+
+
+@pytest.mark.parametrize("before", [None, "array_record"])
+def test_the_command_that_errors_name_makes_a_set_readable(before, tmp_path, capfd):
+    if before:
+        TinyPictures(data_dir=tmp_path, file_format=before).download_and_prepare()
+    capfd.readouterr()
+    assert prepare.main(["prepare", "tiny_pictures", f"--data_dir={tmp_path}"]) == 0
+    assert capfd.readouterr().out.splitlines()[-1].startswith(f"tiny_pictures is in {tmp_path}")
+    data = datasets.load(settings("tiny_pictures", tmp_path))
+    assert content(data.train) == Counter(fingerprint(*example) for example in TRAIN)
+
+
+def test_a_set_in_another_format_is_not_overwritten(tmp_path, capfd):
+    TinyPictures(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
+    files = sorted(tmp_path.rglob("*"))
+    capfd.readouterr()
+    assert prepare.main(["prepare", "tiny_pictures", f"--data_dir={tmp_path}"]) == 1
+    told = f"error: {tmp_path}/tiny_pictures/1.0.0 holds tiny_pictures as tfrecord"
+    assert capfd.readouterr().err.startswith(told)
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "name one data set"),
+        (["mnist", "digits"], "name one data set"),
+        (["nosuch"], "TFDS knows no data set 'nosuch'"),
+        (["mnist", "--data_folder=x"], "Unknown command line flag 'data_folder'"),
+    ],
+)
+def test_mistakes_in_preparing_are_one_line(arguments, told, capfd):
+    assert prepare.main(["prepare", *arguments]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert told in error

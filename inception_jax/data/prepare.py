@@ -1,0 +1,69 @@
+"""Downloads a TFDS set and stores it so that it can be read by index.
+
+python -m inception_jax.data.prepare mnist --data_dir=~/tensorflow_datasets
+"""
+
+import os
+import sys
+
+from absl import flags
+
+from inception_jax import process
+from inception_jax.errors import UserError
+
+FLAGS_HELP = """\
+  --data_dir=DIR    where to store it; ~/tensorflow_datasets if not given
+  --manual_dir=DIR  where files are that have to be fetched by hand, for sets that need such
+"""
+
+
+@process.command(__doc__, FLAGS_HELP)
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "", flag_values=values)
+    flags.DEFINE_string("manual_dir", None, "", flag_values=values)
+    try:
+        names = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from None
+    if len(names) != 1:
+        raise UserError("name one data set, as in: python -m inception_jax.data.prepare mnist")
+    process.quiet()
+    prepare(names[0], os.path.expanduser(values.data_dir), values.manual_dir)
+
+
+def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
+    """Downloads and stores a TFDS set as array_record; does nothing where that is done already.
+
+    Args:
+      name: as TFDS names it.
+      data_dir: folder of TFDS sets.
+      manual_dir: folder of files that TFDS cannot download, if the set needs any.
+
+    Raises:
+      UserError: TFDS does not know the set, or could not get or store it.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        stored = builder.info.file_format if os.path.isdir(builder.data_dir) else None
+        if stored not in (None, tfds.core.FileFormat.ARRAY_RECORD):
+            raise UserError(
+                f"{builder.data_dir} holds {name} as {stored.value}, which cannot be read by index:"
+                " move it away, or take another --data_dir"
+            )
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except (tfds.core.registered.DatasetNotFoundError, ValueError):
+        raise UserError(f"TFDS knows no data set {name!r}") from None
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except (OSError, AssertionError, tfds.download.DownloadError) as error:
+        raise UserError(f"could not prepare {name}: {' '.join(str(error).split())}") from None
+    print(f"{name} is in {builder.data_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,48 @@
+"""What every command has in common: --help, errors as one line, and libraries kept quiet."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import absl.logging
+
+from inception_jax.errors import UserError
+
+
+def command(doc: str, flags: str) -> Callable:
+    """Decorates main(argv) so that it returns an exit code, prints --help and reports UserErrors.
+
+    Args:
+      doc: the module's docstring, which --help prints.
+      flags: a line or more for each flag.
+    """
+
+    def decorate(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
+        @functools.wraps(main)
+        def run(argv: list[str]) -> int:
+            if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in argv[1:]):
+                print(f"{doc.strip()}\n\nFlags:\n{flags}", end="")
+                return 0
+            try:
+                main(argv)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1
+            return 0
+
+        return run
+
+    return decorate
+
+
+def quiet() -> None:
+    """Keeps libraries' messages off the terminal; call it before importing jax or TensorFlow."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    # asyncio repeats what a failed save left behind, urllib3 every retry; the failure itself raises
+    for name in ("asyncio", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
