@@ -1,4 +1,4 @@
-"""GoogLeNet at full depth on 1,797 handwritten digits: the main job in two minutes on a laptop.
+"""GoogLeNet at full depth on 1,797 handwritten digits: the main job in minutes on a laptop.
 
     python -m inception_jax.main --config=configs/digits.py
 

@@ -10,10 +10,11 @@ disk; the arrays are copied from the devices; then, while training goes on, orba
 .unfinished, the checksums follow, and a rename makes the checkpoint exist. So one that exists is
 whole or was damaged later. Then old ones are deleted: all but the newest `keep` and the best.
 
-The order of a resume: .unfinished is removed; the newest checkpoint whose checksums hold is chosen,
-damaged newer ones are named and set aside; what differs between its config and the given one is
-told, or refused; the arrays are restored, onto whatever devices there are now; metrics.jsonl is cut
-to its mark and the TensorBoard events are written anew; training goes on with the next step.
+The order of a resume: the newest checkpoint whose checksums hold is chosen; what differs between
+its config and the given one is told, or refused, with nothing touched yet; the arrays are restored,
+onto whatever devices there are now; .unfinished is removed, damaged newer checkpoints are named and
+set aside; metrics.jsonl is cut to its mark and the TensorBoard events are written anew; training
+goes on with the next step.
 """
 
 import errno
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from inception_jax import workdir
 from inception_jax.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -46,25 +48,24 @@ class Found(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, workdir: Path, keep: int):
-        self.folder = workdir / "checkpoints"
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder / "checkpoints"
         self._unfinished = self.folder / ".unfinished"
         self._keep = keep
         self._orbax = ocp.StandardCheckpointer()
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._error: tuple[int, Exception] | None = None  # of which save, and what
 
-    def find_newest(self) -> tuple[Found | None, list[str]]:
-        """Chooses what to resume from.
+    def find_newest(self) -> tuple[Found | None, dict[Path, str]]:
+        """Chooses what to resume from; changes nothing.
 
         Returns:
-          The newest whole checkpoint, None if there are none at all, and a line for each damaged
-          one that was set aside.
+          The newest whole checkpoint, None if there are none at all, and the damaged newer ones
+          with what is wrong with each.
 
         Raises:
-          UserError: there are checkpoints, and all of them are damaged. Nothing is changed then.
+          UserError: there are checkpoints, and all of them are damaged.
         """
-        _remove(self._unfinished)
         damaged = {}
         for step in reversed(self._steps()):
             folder = self.folder / str(step)
@@ -79,14 +80,17 @@ class Checkpoints:
                     f"no checkpoint in {self.folder} is whole (the newest, {folder.name}:"
                     f" {problem}): restore the folder from a copy, or remove it to start anew"
                 )
-            return None, []
-        lines = []
-        for bad, problem in damaged.items():
-            aside = bad.with_name(f"{bad.name}.damaged")
-            _remove(aside)
-            bad.rename(aside)
-            lines.append(f"checkpoint {bad.name} is damaged ({problem}): set aside as {aside.name}")
-        return Found(step, folder, json.loads((folder / META).read_text())), lines
+            return None, {}
+        return Found(step, folder, json.loads((folder / META).read_text())), damaged
+
+    def clean(self, damaged: dict[Path, str]) -> list[str]:
+        """Removes what is unfinished and sets damaged ones aside; returns a line for each."""
+        _remove(self._unfinished)
+        return [
+            f"checkpoint {folder.name} is damaged ({problem}): set aside as"
+            f" {workdir.aside(folder).name}"
+            for folder, problem in damaged.items()
+        ]
 
     def restore(self, found: Found, abstract_state):
         """Reads the arrays of a whole checkpoint.
@@ -126,7 +130,8 @@ class Checkpoints:
         self.wait()
         meta = meta | {"arrays": describe(state)}
         temporary = self._unfinished / str(step)
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        # With room to spare: on a full disk orbax's threads print tracebacks of their own.
+        needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**22
         try:
             if shutil.disk_usage(self.folder.parent).free < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -48,8 +48,8 @@ def parse(
     values = flags.FlagValues()
     define(values)
     rest = [arg for arg in argv if not arg.startswith(("--config=", "-config="))]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
         positional = values(rest)
     except flags.UnrecognizedFlagError as error:
         known = [name for name in values if not name.startswith("config.")]
@@ -86,8 +86,9 @@ def load(source: str) -> ConfigDict:
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         names = [os.path.join(folder, n) for n in _listdir(folder) if n.endswith(".py")]
+        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
         raise UserError(
-            f"config file {path} does not exist{_nearest(path, names) or ': see those in configs/'}"
+            f"config file {path} {what}{_nearest(path, names) or ': see those in configs/'}"
         )
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None:

@@ -1,5 +1,6 @@
 """What a run says on the terminal: a progress bar, lines worth keeping, and a table at the end."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +14,19 @@ import rich.table
 SECONDS_BETWEEN_LINES = 10  # where the output is no terminal and there is no bar
 
 
+class _Terminal(rich.console.Console):
+    """A terminal that may go away: training goes on without it."""
+
+    def on_broken_pipe(self):
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console:
     """Writes to standard output; on a terminal a progress bar stays below the lines."""
 
     def __init__(self):
-        self._rich = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._rich = _Terminal(highlight=False, soft_wrap=True, force_terminal=sys.stdout.isatty())
         self._bar = None
         self._last_line = 0.0
 

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         argv, lambda f: flags.DEFINE_string("workdir", None, "", flag_values=f)
     )
     validate.check(config)
-    workdir = Path(values.workdir or _default_workdir(argv))
+    workdir = Path(values.workdir or _default_workdir(argv)).expanduser()
 
     signals = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,14 +41,22 @@ def main(argv: list[str]) -> None:
     console = Console()
     step, results = train.train(config, workdir, lambda: signals[0] if signals else None, console)
     if results is None:
-        again = shlex.join(["python", "-m", "inception_jax.main", *argv[1:]])
-        console.line(f"stopped by {signals[0]} at step {step}, which is saved; go on with: {again}")
+        where = f"at step {step}, which is saved" if step else "before the first step"
+        again = shlex.join([_interpreter(), "-m", "inception_jax.main", *argv[1:]])
+        console.line(f"stopped by {signals[0]} {where}; go on with: {again}")
 
 
 def _on_signal(number, signals):
     signals.append(signal.Signals(number).name)
+    print(f"{signals[0]}: stopping after this step; a second signal stops at once", flush=True)
     for each in (signal.SIGTERM, signal.SIGINT):  # a second signal ends it at once
         signal.signal(each, signal.SIG_DFL)
+
+
+def _interpreter():
+    """This Python, as a person would type it."""
+    path, here = Path(sys.executable), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _default_workdir(argv):

@@ -16,6 +16,8 @@ from typing import NamedTuple
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from inception_jax import workdir
+
 NOT_PLOTTED = ("kind", "step", "time", "examples")
 
 
@@ -29,9 +31,9 @@ class Mark(NamedTuple):
 class MetricsLog:
     """Appends rows to metrics.jsonl and to TensorBoard events."""
 
-    def __init__(self, workdir: Path):
-        self.path = workdir / "metrics.jsonl"
-        self._events_folder = workdir / "tensorboard"
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.jsonl"
+        self._events_folder = folder / "tensorboard"
         self._hash = hashlib.sha256()
         self._length = 0
 
@@ -64,33 +66,37 @@ class MetricsLog:
     def _set_aside(self):
         if not self.path.exists():
             return f"{self.path} is missing: the rows of earlier steps are lost"
-        aside = self.path.with_name("metrics.damaged.jsonl")
-        self.path.replace(aside)
+        name = workdir.aside(self.path).name
         return (
-            f"{self.path} is not as it was when the checkpoint was saved: set aside as"
-            f" {aside.name}; the rows of earlier steps start anew"
+            f"{self.path} is not as it was when the checkpoint was saved: set aside as {name};"
+            " the rows of earlier steps start anew"
         )
 
     def append(self, row: dict) -> None:
         """Writes one row: `kind`, `step` and numbers; the time is added."""
         row = row | {"time": round(time.time(), 3)}
         line = (json.dumps(row) + "\n").encode()
-        self._file.write(line)
+        with workdir.writing(self.path):
+            self._file.write(line)
+            self._file.flush()  # who watches the run sees each row at once
         self._hash.update(line)
         self._length += len(line)
-        self._file.flush()  # who watches the run sees each row at once
-        self._write_event(row)
-        self._events.flush()
+        with workdir.writing(self._events_folder):
+            self._write_event(row)
+            self._events.flush()
 
     def flush(self) -> Mark:
         """Brings every row to the disk and returns the mark behind the last."""
-        os.fsync(self._file.fileno())
+        with workdir.writing(self.path):
+            os.fsync(self._file.fileno())
         return Mark(self._length, self._hash.hexdigest())
 
     def close(self) -> None:
         """Closes both files."""
-        self._file.close()
-        self._events.close()
+        with workdir.writing(self.path):
+            self._file.close()
+        with workdir.writing(self._events_folder):
+            self._events.close()
 
     def _open_events(self):
         self._events_folder.mkdir(exist_ok=True)

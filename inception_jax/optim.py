@@ -13,6 +13,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from inception_jax.errors import UserError
+
 
 def make_schedule(config: ConfigDict, steps_per_epoch: Fraction, total_steps: int):
     """Returns the learning rate as a function of the number of updates made so far.
@@ -27,7 +29,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: Fraction, total_steps: in
       steps_per_epoch: exact, as an epoch need not end with a step.
       total_steps: updates in the whole run.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(Fraction(str(config.warmup_epochs)) * steps_per_epoch)
     rest = max(total_steps - warmup, 1)
     if config.name == "step":
         schedule = _staircase(config, steps_per_epoch, rest)
@@ -45,7 +47,13 @@ def make_schedule(config: ConfigDict, steps_per_epoch: Fraction, total_steps: in
 
 def _staircase(config, steps_per_epoch, total_steps):
     """A table, since whether a step is past a boundary must not hang on float32's rounding."""
-    length = Fraction(config.every_epochs) * steps_per_epoch  # steps per stair
+    # steps per stair; the number as it is written, not its binary expansion
+    length = Fraction(str(config.every_epochs)) * steps_per_epoch
+    if length < 1:
+        raise UserError(
+            f"config.schedule.every_epochs={config.every_epochs} is shorter than a step, which is"
+            f" {float(1 / steps_per_epoch):.3g} epochs: raise it"
+        )
     stairs = math.ceil(total_steps / length)
     boundaries = np.array([math.ceil(n * length) for n in range(1, stairs)], np.int32)
     rates = config.rate * config.factor ** np.arange(stairs)

@@ -4,11 +4,14 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 
 import absl.logging
 
 from inception_jax.errors import UserError
+
+STARTED = time.monotonic()  # as near to the start of the process as is simple
 
 
 def command(doc: str, flags: str) -> Callable:
@@ -30,6 +33,9 @@ def command(doc: str, flags: str) -> Callable:
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)
+                return 130
             return 0
 
         return run
@@ -46,3 +52,10 @@ def quiet() -> None:
     # asyncio repeats what a failed save left behind, urllib3 every retry; the failure itself raises
     for name in ("asyncio", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(args):
+    """Says nothing of writes that tensorstore ends after the save that they belong to has failed."""
+    if not (isinstance(args.exc_value, RuntimeError) and "loop is closed" in str(args.exc_value)):
+        sys.__unraisablehook__(args)

@@ -46,7 +46,7 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
     sharding.check_batch("batch_size", config.batch_size, config.accumulation, mesh)
 
     steps_per_epoch = Fraction(num_examples, config.batch_size)
-    total_steps = math.ceil(Fraction(config.epochs) * steps_per_epoch)
+    total_steps = math.ceil(Fraction(str(config.epochs)) * steps_per_epoch)
     schedule = optim.make_schedule(config.schedule, steps_per_epoch, total_steps)
     optimizer = optim.make_optimizer(config.optim, schedule)
     preprocess = device.make_preprocess(config.data, config.seed)

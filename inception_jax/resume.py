@@ -5,7 +5,8 @@ import json
 from inception_jax.config import flatten
 from inception_jax.errors import UserError
 
-# A change of these would make another network, or another sequence of examples or updates.
+# A change of these would make another network, another sequence of examples or updates, or
+# evaluations that cannot be compared with the earlier ones.
 FIXED = (
     "seed",
     "batch_size",
@@ -16,17 +17,22 @@ FIXED = (
     "model.small_stem",
     "data.name",
     "data.train_split",
+    "data.eval_split",
+    "data.eval_resize",
+    "data.image_size",
+    "data.mean",
+    "data.std",
     "optim.momentum_form",
 )
 
 
-def compare(meta: dict, config, num_classes: int, workdir) -> list[str]:
+def compare(meta: dict, config, facts: dict[str, int], workdir) -> list[str]:
     """Lists what differs from the stored config, a line each.
 
     Args:
       meta: of the checkpoint.
       config: the given ConfigDict.
-      num_classes: of the given data.
+      facts: num_classes and num_examples of the given data; meta has those of the stored.
       workdir: for messages.
 
     Raises:
@@ -41,11 +47,12 @@ def compare(meta: dict, config, num_classes: int, workdir) -> list[str]:
                 f"the run in {workdir} has config.{name}={stored.get(name)}, not"
                 f" {given.get(name)}: take another --workdir, or set it back"
             )
-    if meta["num_classes"] != num_classes:
-        raise UserError(
-            f"the run in {workdir} has {meta['num_classes']} classes, the data {num_classes}:"
-            " take another --workdir"
-        )
+    for name, found in facts.items():
+        if meta[name] != found:
+            raise UserError(
+                f"the run in {workdir} has {name}={meta[name]}, the data {found}: take another"
+                " --workdir, or the data of before"
+            )
     return [
         f"config.{name}: {stored.get(name)} before, {given.get(name)} now" for name in differing
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from inception_jax import __version__, evaluate, program, resume, sharding, workdir
+from inception_jax import __version__, evaluate, process, program, resume, sharding, workdir
 from inception_jax.checkpoint import Checkpoints
 from inception_jax.console import Console
 from inception_jax.data import datasets, order, pipeline
@@ -51,11 +51,8 @@ def train(
     prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
     with workdir.hold(folder):
         run = Run(config, folder, data, prog, stop, console)
-        try:
-            with run.closing:
-                return run.run()
-        except OSError as error:
-            raise UserError(f"{error.filename or folder}: {error.strerror}") from None
+        with run.closing:
+            return run.run()
 
 
 class Run:
@@ -69,7 +66,7 @@ class Run:
         # A save under way finishes even when the run fails, so that what it holds is not lost.
         self.closing = contextlib.ExitStack()
         self.closing.callback(self.checkpoints.wait)
-        self.began = time.monotonic()
+        self.config_json = json.loads(config.to_json_best_effort())
         self.state = None
         self.evaluation: dict = {}  # the newest one
         self.best: dict = {}  # the one with the highest top-1
@@ -80,9 +77,16 @@ class Run:
     def run(self) -> tuple[int, dict | None]:
         step = self._resume()
         total = self.prog.total_steps
-        stopped = False
+        file = self.folder / "results.json"
+        if step == total and file.exists():
+            results = json.loads(file.read_text())
+            self.console.summary(results, self.folder)
+            return step, results
+        file.unlink(missing_ok=True)  # it says that a run is finished
+        stopped = bool(self.stop())
         with self.console.progress(step, total):
-            if self._evaluation_due(step) and self.evaluation.get("step") != step:
+            evaluated = self.evaluation.get("step") == step
+            if not stopped and self._evaluation_due(step) and not evaluated:
                 stopped = not self._evaluate(step)
             if step < total and not stopped:
                 step = self._train_from(step)
@@ -90,40 +94,50 @@ class Run:
         if step < total or self.evaluation.get("step") != step:
             return step, None
         results = self._results(step)
-        workdir.write_json(self.folder / "results.json", results)
+        workdir.write_json(file, results)
         self.console.summary(results, self.folder)
         return step, results
 
     def _resume(self):
         found, damaged = self.checkpoints.find_newest()
-        for line in damaged:
-            self.console.line(line)
         if found is None:
+            if (self.folder / "results.json").exists():
+                raise UserError(
+                    f"a run was finished in {self.folder}, and its checkpoints are gone: take"
+                    " another --workdir, or remove the folder"
+                )
+            self.checkpoints.clean({})
             warning = self.log.open(None)
             self.console.line(f"new run in {self.folder}")
             self.state = self.prog.init()
             step = 0
         else:
-            meta = found.meta
-            differences = resume.compare(meta, self.config, self.data.num_classes, self.folder)
-            step = self.saved_step = found.step
+            step, meta = found.step, found.meta
+            differences = resume.compare(meta, self.config, self._facts(), self.folder)
             if step > self.prog.total_steps:
                 raise UserError(
                     f"the run in {self.folder} is at step {step}, past the {self.prog.total_steps}"
                     f" of config.epochs={self.config.epochs}: raise it, or take another --workdir"
                 )
             self.state = self.checkpoints.restore(found, self.prog.state)
+            for line in self.checkpoints.clean(damaged):
+                self.console.line(line)
+            self.saved_step = step
             self.evaluation, self.best = meta["evaluation"], meta["best"]
             self.train_seconds = meta["train_seconds"]
             self.earlier_seconds = meta["wall_seconds"]
             warning = self.log.open(Mark(*meta["metrics_mark"]))
-            self.console.line(f"going on from step {step} in {self.folder}")
+            if step < self.prog.total_steps:
+                self.console.line(f"going on from step {step} in {self.folder}")
+            else:
+                self.console.line(f"finished at step {step} in {self.folder}")
+                self.config_json = meta["config"]  # what it was trained with
             for line in differences:
                 self.console.line(line)
         self.closing.callback(self.log.close)
         if warning:
             self.console.line(warning)
-        workdir.write_json(self.folder / "config.json", self._config_json())
+        workdir.write_json(self.folder / "config.json", self.config_json)
         return step
 
     def _train_from(self, step):
@@ -164,15 +178,7 @@ class Run:
     def _record(self, step, metrics, clock):
         """Checks and logs the metrics of one step; waits until the device has them."""
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "grad_norm", "param_norm"):
-            if not math.isfinite(row[name]):
-                self.checkpoints.wait()
-                saved = self.saved_step
-                kept = f"checkpoint {saved} is good" if saved else "no checkpoint was saved yet"
-                raise UserError(
-                    f"{name} became {row[name]} at step {step} (rate {row['rate']:.6g}); {kept}."
-                    " Lower config.schedule.rate or lengthen config.schedule.warmup_epochs"
-                )
+        self._check_finite(step, row["rate"], row, ("loss", "grad_norm", "param_norm"))
         clock.tick()
         if step % self.config.log_every_steps == 0:
             row["images_per_second"] = clock.images_per_second()
@@ -180,6 +186,18 @@ class Run:
             self.log.append({"kind": "train", "step": step, "epoch": self._epoch(step)} | row)
             row["seconds_left"] = left / row["images_per_second"]
             self.console.update(step, self.prog.total_steps, row)
+
+    def _check_finite(self, step, rate, row, names):
+        for name in names:
+            if not math.isfinite(row[name]):
+                self.checkpoints.wait()
+                saved = self.saved_step
+                kept = f"checkpoint {saved} is good" if saved else "no checkpoint was saved yet"
+                raise UserError(
+                    f"{row.get('kind', 'training')} {name} became {row[name]} at step {step} (rate"
+                    f" {rate:.6g}); {kept}. Lower config.schedule.rate or lengthen"
+                    " config.schedule.warmup_epochs"
+                )
 
     def _evaluation_due(self, step):
         return step > 0 and (
@@ -209,6 +227,7 @@ class Run:
         except Stopped:
             return False
         row = {"kind": "eval", "step": step, "epoch": self._epoch(step)} | result
+        self._check_finite(step, float(self.prog.schedule(step - 1)), row, ("loss",))
         self.log.append(row)
         self.console.evaluation(row)
         self.evaluation = row
@@ -219,8 +238,8 @@ class Run:
     def _save(self, step):
         meta = {
             "step": step,
-            "config": self._config_json(),
-            "num_classes": self.data.num_classes,
+            "config": self.config_json,
+            **self._facts(),
             "evaluation": self.evaluation,
             "best": self.best,
             "train_seconds": self.train_seconds,
@@ -242,17 +261,17 @@ class Run:
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": {"inception_jax": __version__, "python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "config": self._config_json(),
+            "config": self.config_json,
         }
+
+    def _facts(self):
+        return {"num_classes": self.data.num_classes, "num_examples": len(self.data.train)}
 
     def _epoch(self, step):
         return float(step / self.prog.steps_per_epoch)
 
     def _wall_seconds(self):
-        return self.earlier_seconds + time.monotonic() - self.began
-
-    def _config_json(self):
-        return json.loads(self.config.to_json_best_effort())
+        return self.earlier_seconds + time.monotonic() - process.STARTED
 
 
 class _Clock:

@@ -32,14 +32,37 @@ def hold(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"another run is writing to {workdir}: stop it, or take another --workdir"
             ) from None
+        except OSError as error:
+            raise UserError(f"cannot lock workdir {workdir}: {error.strerror}") from None
         yield
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failure to write into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"could not write {path}: {error.strerror}; make room or mend it, then start again with"
+            " the same line"
+        ) from None
+
+
+def aside(path: Path) -> Path:
+    """Renames a damaged file or folder, never over another, and returns its new path."""
+    number = 1
+    while (new := path.with_name(f"{path.name}.damaged{number}")).exists():
+        number += 1
+    return path.rename(new)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is, at any moment, either the old or the new one in full."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path):
+        with open(temporary, "w") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)

@@ -29,8 +29,8 @@ def abstract():
 def restore(workdir):
     """Does what a start does: returns the restored state, its step and the lines for the user."""
     checkpoints = Checkpoints(workdir, keep=3)
-    found, lines = checkpoints.find_newest()
-    return checkpoints.restore(found, abstract()), found.step, lines
+    found, damaged = checkpoints.find_newest()
+    return checkpoints.restore(found, abstract()), found.step, checkpoints.clean(damaged)
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +99,26 @@ def test_any_damage_to_any_file_is_named_and_the_older_checkpoint_restored(saved
             assert len(lines) == 1
             assert lines[0].startswith("checkpoint 20 is damaged (")
             assert name.name in lines[0]
-            assert (workdir / "checkpoints" / "20.damaged").is_dir()
+            assert (workdir / "checkpoints" / "20.damaged1").is_dir()
             shutil.rmtree(workdir)
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_touched(workdir):
     for step in STEPS:
         empty(workdir / "checkpoints" / str(step) / "meta.json")
-    shutil.rmtree(workdir / "checkpoints" / ".unfinished")
     before = sorted(workdir.rglob("*"))
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole .*20: meta.json is damaged"):
         restore(workdir)
     assert sorted(workdir.rglob("*")) == before
+
+
+def test_what_was_set_aside_before_is_not_overwritten(workdir):
+    for number in (1, 2):
+        empty(workdir / "checkpoints" / "20" / "meta.json")
+        _, _, lines = restore(workdir)
+        assert lines[0].endswith(f"set aside as 20.damaged{number}")
+        shutil.copytree(workdir / "checkpoints" / "10", workdir / "checkpoints" / "20")
+    assert (workdir / "checkpoints" / "20.damaged1" / "meta.json").read_bytes() == b""
 
 
 def test_an_extra_file_in_a_checkpoint_is_damage(workdir):
@@ -127,7 +135,7 @@ def test_unfinished_saves_are_removed_and_never_read(workdir):
 
 
 def test_no_checkpoints_is_a_new_run(tmp_path):
-    assert Checkpoints(tmp_path, keep=3).find_newest() == (None, [])
+    assert Checkpoints(tmp_path, keep=3).find_newest() == (None, {})
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):

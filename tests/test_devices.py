@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, arrays, rows
 
-# As published but for size: LRN, both auxiliary heads, dropout.
+# As published but for size: its stem, LRN, both auxiliary heads, dropout.
 PUBLISHED = (
     "--config.model.batch_norm=false",
     "--config.model.auxiliary_heads=true",
+    "--config.model.small_stem=false",
     "--config.model.width=0.125",
-    "--config.data.image_size=20",
-    "--config.data.eval_resize=20",
+    "--config.data.image_size=80",
+    "--config.data.eval_resize=80",
     "--config.schedule.rate=0.01",
 )
 WITHOUT_DECAY = (*PUBLISHED, "--config.optim.weight_decay=0")

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -94,10 +95,60 @@ def test_a_finished_run_started_again_only_reports(finished, run_main):
     workdir, first = finished
     before = (workdir / "metrics.jsonl").read_bytes()
     again = run_main(*SHORT, f"--workdir={workdir}")
-    assert again.stdout.splitlines()[0] == f"going on from step 27 in {workdir}"
+    assert again.stdout.splitlines()[0] == f"finished at step 27 in {workdir}"
     table = first.stdout[first.stdout.index("Results") :].splitlines()[:5]
     assert again.stdout[again.stdout.index("Results") :].splitlines()[:5] == table
     assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_is_not_relabelled_with_another_config(finished, run_main):
+    """Its numbers are those of the config that it was trained with."""
+    workdir, _ = finished
+    before = {name: (workdir / name).read_bytes() for name in ("results.json", "config.json")}
+    again = run_main(*SHORT, f"--workdir={workdir}", "--config.schedule.rate=0.5")
+    assert "config.schedule.rate: 0.1 before, 0.5 now" in again.stdout
+    assert {name: (workdir / name).read_bytes() for name in before} == before
+
+
+def test_the_record_of_a_finished_run_outlives_its_checkpoints(finished, run_main, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    error = failed(run_main(*SHORT, f"--workdir={workdir}", check=False))
+    assert f"a run was finished in {workdir}, and its checkpoints are gone" in error
+    assert rows(workdir) == rows(finished[0])
+
+
+def test_each_step_is_compiled_once_in_a_run(run_main, tmp_path):
+    """Three evaluations and a resume's kind of state among them."""
+    process = run_main(
+        f"--workdir={tmp_path}",
+        *SHORT,
+        "--config.eval.every_steps=10",
+        env={"JAX_LOG_COMPILES": "1"},
+    )
+    for name in ("train_step", "eval_step"):
+        compiled = re.findall(rf"Finished XLA compilation of jit\({name}\)", process.stderr)
+        assert len(compiled) == 1, name
+    assert [row["step"] for row in rows(tmp_path) if row["kind"] == "eval"] == [10, 20, 27]
+
+
+def test_output_into_a_file_has_no_escape_codes_and_a_closed_pipe_stops_nothing(tmp_path):
+    for number, environment in enumerate(({"FORCE_COLOR": "1"}, {})):
+        workdir = tmp_path / str(number)
+        process = subprocess.Popen(
+            [*MAIN, *SHORT, f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        if number:
+            process.stdout.close()
+            process.stdout = None
+        out, error = process.communicate(timeout=300)
+        assert (process.returncode, error) == (0, b"")
+        assert b"\x1b" not in (out or b"")
+        assert (workdir / "results.json").exists()
 
 
 def wait_for_step(workdir, step):
@@ -122,7 +173,8 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(number, run_main, tm
     name = signal.Signals(number).name
     last = out.splitlines()[-1]
     assert last.startswith(f"stopped by {name} at step ")
-    assert f"go on with: python -m inception_jax.main {' '.join(process.args[3:])}" in last
+    assert last.endswith(f"go on with: {shlex.join(process.args)}")
+    assert out.splitlines()[-2].startswith(f"{name}: stopping after this step")
     step = int(last.split("at step ")[1].split(",")[0])
     assert 1 <= step < 135
     assert verify(tmp_path / "checkpoints" / str(step)) is None
@@ -140,7 +192,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_end_is_the_same(finished, 
     (workdir / "results.json").unlink()
     process = run_main(*SHORT, f"--workdir={workdir}")
     lines = process.stdout.splitlines()
-    assert lines[0] == ("checkpoint 27 is damaged (meta.json is damaged): set aside as 27.damaged")
+    assert lines[0] == ("checkpoint 27 is damaged (meta.json is damaged): set aside as 27.damaged1")
     assert lines[1] == f"going on from step 20 in {workdir}"
     assert process.stderr == ""
     first, second = arrays(finished[0], 27), arrays(workdir, 27)
@@ -154,6 +206,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_end_is_the_same(finished, 
     [
         ("--config.model.width=0.125", "has config.model.width=0.0625, not 0.125"),
         ("--config.batch_size=64", "has config.batch_size=32, not 64"),
+        ("--config.data.eval_split=train", "has config.data.eval_split=test, not train"),
     ],
 )
 def test_a_workdir_of_another_run_is_refused_and_left_alone(finished, run_main, override, message):
@@ -171,7 +224,7 @@ def test_what_is_not_finite_stops_at_its_step_and_keeps_the_last_good(finished, 
     longer = (f"--workdir={workdir}", *SHORT, "--config.epochs=1.2", "--config.schedule.rate=1e30")
     error = failed(run_main(*longer, check=False))
     # 27 steps of 54: the cosine is at half of its height
-    assert "param_norm became inf at step 28 (rate 5e+29); checkpoint 27 is good. Lower" in error
+    assert "training param_norm became inf at step 28 (rate 5e+29); checkpoint 27 is good" in error
     assert rows(workdir) == rows(finished[0])
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir())[-1] == "27"
     assert verify(workdir / "checkpoints" / "27") is None

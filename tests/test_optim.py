@@ -10,6 +10,7 @@ import pytest
 
 from configs import googlenet
 from inception_jax import optim
+from inception_jax.errors import UserError
 
 DIGITS = Fraction(1437, 64)  # steps an epoch: a whole number of batches never ends with one
 IMAGENET = Fraction(1_281_167, 32)
@@ -161,3 +162,19 @@ def test_published_optimiser_is_the_default():
     second, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
     np.testing.assert_allclose(second["kernel"], -0.01 * (0.9 * 1.0002 + 2e-4), rtol=1e-6)
     np.testing.assert_allclose(second["bias"], -0.01 * 0.9, rtol=1e-6)
+
+
+def test_numbers_mean_what_they_say_in_decimals():
+    """0.2 in binary is a little more than a fifth: every stair would begin a step late."""
+    stair = config(every_epochs=0.2).schedule  # 375 steps
+    schedule = optim.make_schedule(stair, Fraction(60_000, 32), 1000)
+    rates = [float(schedule(step)) for step in (374, 375, 749, 750)]
+    np.testing.assert_allclose(rates, [0.01, 0.0096, 0.0096, 0.009216], rtol=1e-6)
+
+
+def test_stairs_shorter_than_a_step_are_refused():
+    stair = config(every_epochs=1e-9).schedule
+    with pytest.raises(
+        UserError, match=r"^config.schedule.every_epochs=1e-09 is shorter than a st"
+    ):
+        optim.make_schedule(stair, Fraction(60_000, 32), 1000)

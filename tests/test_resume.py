@@ -13,18 +13,19 @@ from inception_jax.errors import UserError
 REFUSED = {
     *("seed", "batch_size", "data.name", "data.train_split", "optim.momentum_form"),
     *("model.name", "model.auxiliary_heads", "model.batch_norm", "model.width"),
-    "model.small_stem",
+    *("model.small_stem", "data.eval_split", "data.eval_resize", "data.image_size"),
+    *("data.mean", "data.std"),
 }
 FIELDS = dict(flatten(googlenet.get_config()))
 
 
-def stored(num_classes=10):
+FACTS = {"num_classes": 10, "num_examples": 1437}
+
+
+def stored():
     """As a checkpoint holds it: the JSON of the defaults."""
-    return {
-        "config": json.loads(googlenet.get_config().to_json_best_effort()),
-        "num_classes": num_classes,
-        "step": 100,
-    }
+    config = json.loads(googlenet.get_config().to_json_best_effort())
+    return {"config": config, "step": 100, **FACTS}
 
 
 def other(value):
@@ -46,16 +47,17 @@ def given(field):
 
 
 def test_the_same_config_goes_on_without_a_word():
-    assert resume.compare(stored(), googlenet.get_config(), 10, "runs/x") == []
+    assert resume.compare(stored(), googlenet.get_config(), FACTS, "runs/x") == []
 
 
 @pytest.mark.parametrize("field", sorted(REFUSED))
 def test_what_would_be_another_run_is_refused(field):
     with pytest.raises(UserError) as caught:
-        resume.compare(stored(), given(field), 10, "runs/x")
+        resume.compare(stored(), given(field), FACTS, "runs/x")
     text = str(caught.value)
     assert "\n" not in text
-    assert f"config.{field}={FIELDS[field]}, not {other(FIELDS[field])}" in text
+    before, now = (json.loads(json.dumps(v)) for v in (FIELDS[field], other(FIELDS[field])))
+    assert f"config.{field}={before}, not {now}: take" in text
     assert "runs/x" in text
     assert "--workdir" in text
 
@@ -65,7 +67,7 @@ def test_any_other_change_is_told(field):
     before, now = FIELDS[field], other(FIELDS[field])
     if isinstance(before, tuple):
         before, now = list(before), list(now)
-    assert resume.compare(stored(), given(field), 10, "runs/x") == [
+    assert resume.compare(stored(), given(field), FACTS, "runs/x") == [
         f"config.{field}: {before} before, {now} now"
     ]
 
@@ -73,7 +75,7 @@ def test_any_other_change_is_told(field):
 def test_all_changes_are_told_not_just_the_first():
     config = googlenet.get_config()
     config.epochs, config.schedule.rate = 90.0, 0.02
-    assert sorted(resume.compare(stored(), config, 10, "runs/x")) == [
+    assert sorted(resume.compare(stored(), config, FACTS, "runs/x")) == [
         "config.epochs: 60.0 before, 90.0 now",
         "config.schedule.rate: 0.01 before, 0.02 now",
     ]
@@ -83,12 +85,17 @@ def test_a_field_that_one_of_them_lacks_is_told():
     meta = stored()
     del meta["config"]["data"]["mirror"]
     meta["config"]["optim"]["nesterov"] = True
-    assert sorted(resume.compare(meta, googlenet.get_config(), 10, "runs/x")) == [
+    assert sorted(resume.compare(meta, googlenet.get_config(), FACTS, "runs/x")) == [
         "config.data.mirror: None before, True now",
         "config.optim.nesterov: True before, None now",
     ]
 
 
-def test_another_number_of_classes_is_refused():
-    with pytest.raises(UserError, match=r"^the run in runs/x has 10 classes, the data 1000: .*--w"):
-        resume.compare(stored(), googlenet.get_config(), 1000, "runs/x")
+@pytest.mark.parametrize(("fact", "before"), FACTS.items())
+def test_other_data_are_refused(fact, before):
+    """The number of classes shapes the network, that of examples the order."""
+    given_facts = FACTS | {fact: before + 1}
+    with pytest.raises(UserError) as caught:
+        resume.compare(stored(), googlenet.get_config(), given_facts, "runs/x")
+    told = f"the run in runs/x has {fact}={before}, the data {before + 1}: take another --workdir"
+    assert str(caught.value).startswith(told)

@@ -44,6 +44,7 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     Raises:
       UserError: TFDS does not know the set, or could not get or store it.
     """
+    import requests
     import tensorflow_datasets as tfds
 
     try:
@@ -60,6 +61,9 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=config)
+    except requests.RequestException as error:
+        where = error.request.url if error.request else "its source"
+        raise UserError(f"could not download {name}: no connection to {where}") from None
     except (OSError, AssertionError, tfds.download.DownloadError) as error:
         raise UserError(f"could not prepare {name}: {' '.join(str(error).split())}") from None
     print(f"{name} is in {builder.data_dir}")

@@ -135,30 +135,32 @@ class GoogLeNet(nn.Module):
         """
         dtype = jnp.dtype(self.dtype)
         unit = _Unit(self.width, self.batch_norm, dtype, train)
-        x = images_BHWC.astype(dtype)
+        x_BHWC = images_BHWC.astype(dtype)
         if self.small_stem:
-            x = ConvStage(unit, (("3x3", 64, 3, 1),), name="conv1")(x)
+            x_BHWC = ConvStage(unit, (("3x3", 64, 3, 1),), name="conv1")(x_BHWC)
         else:
-            x = ConvStage(unit, (("7x7_s2", 64, 7, 2),), name="conv1")(x)
-            x = layers.max_pool_ceil(x)
+            x_BHWC = ConvStage(unit, (("7x7_s2", 64, 7, 2),), name="conv1")(x_BHWC)
+            x_BHWC = layers.max_pool_ceil(x_BHWC)
         if not self.batch_norm:
-            x = layers.lrn(x)
-        x = ConvStage(unit, (("3x3_reduce", 64, 1, 1), ("3x3", 192, 3, 1)), name="conv2")(x)
+            x_BHWC = layers.lrn(x_BHWC)
+        x_BHWC = ConvStage(unit, (("3x3_reduce", 64, 1, 1), ("3x3", 192, 3, 1)), name="conv2")(
+            x_BHWC
+        )
         if not self.batch_norm:
-            x = layers.lrn(x)
+            x_BHWC = layers.lrn(x_BHWC)
 
         auxiliary = []
         for stage in STAGES:
-            x = layers.max_pool_ceil(x)
+            x_BHWC = layers.max_pool_ceil(x_BHWC)
             for module in stage:
-                x = Inception(unit, TABLE_1[module], name=f"inception_{module}")(x)
+                x_BHWC = Inception(unit, TABLE_1[module], name=f"inception_{module}")(x_BHWC)
                 if train and self.auxiliary_heads and module in AUXILIARY:
                     head = AuxiliaryHead(
                         unit, self.num_classes, self.auxiliary_dropout, name=AUXILIARY[module]
                     )
-                    auxiliary.append(head(x))
+                    auxiliary.append(head(x_BHWC))
 
-        features_BF = jnp.mean(x, axis=(1, 2))
+        features_BF = jnp.mean(x_BHWC, axis=(1, 2))
         features_BF = nn.Dropout(self.dropout, deterministic=not train)(features_BF)
         logits_BK = Classifier(self.num_classes, dtype, name="loss3")(features_BF)
         return Logits(logits_BK, tuple(auxiliary))
@@ -195,7 +197,7 @@ class _Unit(NamedTuple):
         if self.batch_norm:
             x_BHWC = nn.BatchNorm(
                 use_running_average=not self.train,
-                momentum=0.9,
+                momentum=0.9,  # the paper has no batch norm; short runs need a short memory
                 dtype=self.dtype,
                 param_dtype=self.param_dtype(),
                 name=f"{name}_bn",

@@ -69,8 +69,8 @@ def max_pool(x_BHWC: jax.Array, window: int, stride: int, padding) -> jax.Array:
     """Max pooling whose gradient goes to the first maximum of each window.
 
     Values and gradients are those of XLA's reduce-window and select-and-scatter. On CPU the latter
-    takes most of a training step, so there the position of each maximum is kept instead
-    (benchmarks/max_pool.py measures both); on accelerators that form moves more memory.
+    is slow, so there the position of each maximum is kept instead (benchmarks/max_pool.py measures
+    both); on accelerators that form moves more memory.
 
     Args:
       x_BHWC: activations.
