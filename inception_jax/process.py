@@ -56,6 +56,6 @@ def quiet() -> None:
 
 
 def _unraisable(args):
-    """Says nothing of writes that tensorstore ends after the save that they belong to has failed."""
+    """Says nothing of tensorstore's writes that end after their save has failed."""
     if not (isinstance(args.exc_value, RuntimeError) and "loop is closed" in str(args.exc_value)):
         sys.__unraisablehook__(args)
