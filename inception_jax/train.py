@@ -78,22 +78,23 @@ class Run:
         step = self._resume()
         total = self.prog.total_steps
         file = self.folder / "results.json"
-        if step == total and file.exists():
-            results = json.loads(file.read_text())
+        if step == total and self._evaluated(step):
+            results = self._results(step, self.earlier_seconds)
+            if not file.exists():
+                workdir.write_json(file, results)
             self.console.summary(results, self.folder)
             return step, results
         file.unlink(missing_ok=True)  # it says that a run is finished
         stopped = bool(self.stop())
         with self.console.progress(step, total):
-            evaluated = self.evaluation.get("step") == step
-            if not stopped and self._evaluation_due(step) and not evaluated:
+            if not stopped and self._evaluation_due(step) and not self._evaluated(step):
                 stopped = not self._evaluate(step)
             if step < total and not stopped:
                 step = self._train_from(step)
         self.checkpoints.wait()
-        if step < total or self.evaluation.get("step") != step:
+        if step < total or not self._evaluated(step):
             return step, None
-        results = self._results(step)
+        results = self._results(step, self._wall_seconds())
         workdir.write_json(file, results)
         self.console.summary(results, self.folder)
         return step, results
@@ -204,6 +205,9 @@ class Run:
             step % self.config.eval.every_steps == 0 or step == self.prog.total_steps
         )
 
+    def _evaluated(self, step):
+        return self.evaluation.get("step") == step
+
     def _evaluate(self, step):
         """Evaluates, logs and remembers; returns False if a signal came in between."""
         source, prog = self.data.eval, self.prog
@@ -249,7 +253,7 @@ class Run:
         self.checkpoints.save(step, self.state, meta, self.best.get("step"))
         self.saved_step = step
 
-    def _results(self, step):
+    def _results(self, step, wall_seconds):
         return {
             "step": step,
             "epoch": self._epoch(step),
@@ -257,7 +261,7 @@ class Run:
             "best": self.best,
             "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
             "images_per_second": step * self.config.batch_size / self.train_seconds,
-            "wall_seconds": self._wall_seconds(),
+            "wall_seconds": wall_seconds,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": {"inception_jax": __version__, "python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -106,6 +106,7 @@ def test_a_finished_run_is_not_relabelled_with_another_config(finished, run_main
     workdir, _ = finished
     before = {name: (workdir / name).read_bytes() for name in ("results.json", "config.json")}
     again = run_main(*SHORT, f"--workdir={workdir}", "--config.schedule.rate=0.5")
+    assert again.stderr == ""
     assert "config.schedule.rate: 0.1 before, 0.5 now" in again.stdout
     assert {name: (workdir / name).read_bytes() for name in before} == before
 
