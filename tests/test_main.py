@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -164,7 +163,7 @@ def wait_for_step(workdir, step):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(number, run_main, tmp_path):
+def test_a_signal_saves_and_the_line_it_prints_goes_on(number, tmp_path):
     options = ("--config.epochs=3", "--config.log_every_steps=1", f"--workdir={tmp_path}")
     process = start_main(*options)
     wait_for_step(tmp_path, 1)
@@ -174,13 +173,13 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_end(number, run_main, tm
     name = signal.Signals(number).name
     last = out.splitlines()[-1]
     assert last.startswith(f"stopped by {name} at step ")
-    assert last.endswith(f"go on with: {shlex.join(process.args)}")
     assert out.splitlines()[-2].startswith(f"{name}: stopping after this step")
     step = int(last.split("at step ")[1].split(",")[0])
     assert 1 <= step < 135
     assert verify(tmp_path / "checkpoints" / str(step)) is None
     assert not (tmp_path / "results.json").exists()
-    again = run_main(*options)
+    line = last.split("go on with: ")[1]
+    again = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     assert again.stdout.splitlines()[0] == f"going on from step {step} in {tmp_path}"
     steps = [row["step"] for row in rows(tmp_path) if row["kind"] == "train"]
     assert steps == list(range(1, 136))
