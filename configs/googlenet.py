@@ -29,13 +29,25 @@ def get_config() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.auxiliary_weight = 0.3  # of each auxiliary head; paper, section 5
+    config.loss.label_smoothing = 0.0  # share of each label spread over all classes
 
     config.optim = ConfigDict()
-    config.optim.momentum = 0.9  # paper, section 6
+    config.optim.name = "sgd"  # sgd, rmsprop, lars, adamw or lamb
+    config.optim.momentum = 0.9  # of sgd, rmsprop and lars; paper, section 6
+    config.optim.nesterov = False
     # optax: buffer = momentum * buffer + gradient; step = rate * buffer
     # caffe: buffer = momentum * buffer + rate * gradient; step = buffer (reference solver)
     config.optim.momentum_form = "optax"  # equal to caffe's while the rate is constant
-    config.optim.weight_decay = 2e-4  # of kernels, never of biases; reference: solver.prototxt
+    config.optim.weight_decay = 2e-4  # reference: solver.prototxt
+    # The whole name of a parameter, as in inception_3a/5x5/kernel, is matched with each regular
+    # expression in turn; the first that fits gives the factor. Reference: decay_mult and lr_mult
+    # in train_val.prototxt, no decay of biases and twice the rate.
+    config.optim.decay_factors = ((".*/kernel", 1.0), (".*", 0.0))
+    config.optim.rate_factors = ((".*/bias", 2.0), (".*", 1.0))
+    config.optim.clip_norm = 0.0  # of the gradient of all parameters together; 0: no clipping
+    config.optim.betas = (0.9, 0.999)  # adamw, lamb; of rmsprop the second; Kingma & Ba 2015
+    config.optim.epsilon = 1e-8  # adamw, lamb, rmsprop; Kingma & Ba 2015
+    config.optim.trust_coefficient = 0.001  # lars; You et al. 2017
 
     config.schedule = ConfigDict()
     config.schedule.name = "step"  # step, poly or cosine
@@ -44,6 +56,11 @@ def get_config() -> ConfigDict:
     config.schedule.every_epochs = 8.0  # ... every 8 epochs; paper, section 6
     config.schedule.power = 0.5  # poly: rate * (1 - t/T)^power; reference: quick_solver.prototxt
     config.schedule.warmup_epochs = 0.0  # linear from 0 to rate, before the schedule begins
+
+    config.average = ConfigDict()  # of the parameters, for evaluation; paper, section 6
+    config.average.name = "exponential"  # none, exponential or plain; the paper does not say which
+    config.average.decay = 0.9999  # exponential; tensorflow/models, research/inception
+    config.average.start_epochs = 0.0  # when it begins
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # digits, or any TFDS set with image and label

@@ -1,11 +1,15 @@
 """The optimiser and its schedules, made with optax from `config.optim` and `config.schedule`.
 
-Default form of momentum: optax's, where the rate multiplies the buffer; Caffe's, where the rate is
-inside it, is one field away. They are equal while the rate is constant.
+Which parameters learn faster or are decayed is written as the reference's prototxt writes it, a
+factor per parameter (lr_mult, decay_mult), chosen by regular expressions over names such as
+`inception_3a/5x5/kernel`.
 """
 
 import math
+import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +20,18 @@ from ml_collections import ConfigDict
 from inception_jax.errors import UserError
 
 
-def make_schedule(config: ConfigDict, steps_per_epoch: Fraction, total_steps: int):
+def make_schedule(
+    config: ConfigDict, steps_per_epoch: Fraction, total_steps: int
+) -> Callable[[Any], jax.Array]:
     """Returns the learning rate as a function of the number of updates made so far.
 
     After the warm-up, linear from 0 over W steps, t counts from its end and T = total_steps - W:
       step    rate * factor^floor(epochs(t) / every_epochs)   (paper, section 6)
       poly    rate * (1 - t/T)^power                          (reference quick_solver.prototxt)
       cosine  rate * (1 + cos(pi t/T)) / 2                    (Loshchilov & Hutter 2017)
+
+    The last two are computed from the whole number T - t, since 1 - t/T and 1 + cos lose most of
+    float32's digits where the rate goes to 0, and a long run spends many steps there.
 
     Args:
       config: `config.schedule`.
@@ -31,17 +40,28 @@ def make_schedule(config: ConfigDict, steps_per_epoch: Fraction, total_steps: in
     """
     warmup = round(Fraction(str(config.warmup_epochs)) * steps_per_epoch)
     rest = max(total_steps - warmup, 1)
+
+    def left(t):
+        return jnp.asarray(rest - t, float) / rest
+
     if config.name == "step":
-        schedule = _staircase(config, steps_per_epoch, rest)
+        after = _staircase(config, steps_per_epoch, rest)
     elif config.name == "poly":
-        schedule = optax.polynomial_schedule(config.rate, 0.0, config.power, rest)
+
+        def after(t):
+            return config.rate * left(t) ** config.power
     elif config.name == "cosine":
-        schedule = optax.cosine_decay_schedule(config.rate, rest)
+
+        def after(t):
+            return config.rate * jnp.sin(math.pi / 2 * left(t)) ** 2
     else:
         raise ValueError(f"no schedule {config.name}")
-    if warmup:
-        ramp = optax.linear_schedule(0.0, config.rate, warmup)
-        schedule = optax.join_schedules([ramp, schedule], [warmup])
+
+    def schedule(count):
+        ramp = config.rate * jnp.asarray(count, float) / max(warmup, 1)
+        t = jnp.clip(count - warmup, 0, rest)
+        return jnp.where(count < warmup, ramp, after(t))
+
     return schedule
 
 
@@ -57,27 +77,105 @@ def _staircase(config, steps_per_epoch, total_steps):
     stairs = math.ceil(total_steps / length)
     boundaries = np.array([math.ceil(n * length) for n in range(1, stairs)], np.int32)
     rates = config.rate * config.factor ** np.arange(stairs)
-    return lambda count: jnp.asarray(rates)[jnp.searchsorted(boundaries, count, side="right")]
+    return lambda t: jnp.asarray(rates)[jnp.searchsorted(boundaries, t, side="right")]
 
 
-def is_kernel(params) -> dict:
-    """A tree of params' structure: True for kernels, the only parameters that weight decay shrinks.
-
-    Biases are left alone as in the reference (decay_mult: 0), and so are batch norm's parameters.
-    """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
-
-
-def make_optimizer(config: ConfigDict, schedule) -> optax.GradientTransformation:
-    """SGD with momentum and L2 weight decay, which enters the gradient and so the momentum.
+def make_optimizer(config: ConfigDict, schedule, params) -> optax.GradientTransformation:
+    """Gradient clipping, then one of
+      sgd      momentum (Sutskever et al. 2013)
+      rmsprop  with momentum, in TensorFlow's form: its mean square begins at 1 and epsilon is
+               under the root (Szegedy et al. 2016, section 8)
+      lars     SGD whose steps are scaled to each parameter's norm (You et al. 2017)
+      adamw    (Loshchilov & Hutter 2019)
+      lamb     AdamW scaled as in LARS (You et al. 2020)
+    and a factor on each parameter's rate. Weight decay is L2, in the gradient and so in the
+    momentum, but in adamw and lamb beside it. LARS and LAMB scale what is decayed, as is usual for
+    both: the norms of biases say little.
 
     Args:
       config: `config.optim`.
       schedule: from make_schedule.
+      params: a tree of arrays or ShapeDtypeStructs.
+
+    Raises:
+      UserError: a pattern of config fits no parameter, or a parameter none.
     """
-    decay = optax.add_decayed_weights(config.weight_decay, mask=is_kernel)
-    momentum = optax.trace(config.momentum)
-    rate = optax.scale_by_learning_rate(schedule)
-    if config.momentum_form == "caffe":
-        return optax.chain(decay, rate, momentum)
-    return optax.chain(decay, momentum, rate)
+    decay_factors = factors("decay_factors", config.decay_factors, params)
+    rate_factors = factors("rate_factors", config.rate_factors, params)
+    beta1, beta2 = config.betas
+    decay = optax.stateless(
+        lambda updates, params: jax.tree.map(
+            lambda u, p, f: u + config.weight_decay * f * p, updates, params, decay_factors
+        )
+    )
+    adam = optax.scale_by_adam(beta1, beta2, config.epsilon)
+    decayed = jax.tree.map(bool, decay_factors)
+    if config.name == "sgd":
+        parts = [decay]
+    elif config.name == "rmsprop":
+        parts = [decay, optax.scale_by_rms(beta2, config.epsilon, initial_scale=1.0)]
+    elif config.name == "lars":
+        trust = optax.scale_by_trust_ratio(trust_coefficient=config.trust_coefficient)
+        parts = [decay, optax.masked(trust, decayed)]
+    elif config.name == "adamw":
+        parts = [adam, decay]
+    elif config.name == "lamb":
+        parts = [adam, decay, optax.masked(optax.scale_by_trust_ratio(), decayed)]
+    else:
+        raise ValueError(f"no optimiser {config.name}")
+
+    parts.append(optax.scale_by_learning_rate(schedule))
+    if config.name in ("sgd", "rmsprop", "lars"):
+        momentum = optax.trace(config.momentum, config.nesterov)
+        parts.insert(len(parts) - (config.momentum_form == "optax"), momentum)
+    if config.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    parts.append(
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rate_factors))
+    )
+    return optax.chain(*parts)
+
+
+def factors(field: str, patterns: Sequence[tuple[str, float]], params) -> Any:
+    """Gives every parameter the factor of the first pattern that its whole name fits.
+
+    Args:
+      field: of `config.optim`, for messages.
+      patterns: (regular expression, factor) pairs.
+      params: a tree of anything.
+
+    Returns:
+      A tree of params' structure, of floats.
+
+    Raises:
+      UserError: a parameter fits no pattern, or a pattern is the first of no parameter.
+    """
+    used = set()
+
+    def factor(path, _):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for number, (pattern, value) in enumerate(patterns):
+            if re.fullmatch(pattern, name):
+                used.add(number)
+                return float(value)
+        raise UserError(
+            f"config.optim.{field} has no pattern for the parameter {name}: end it with one for"
+            " '.*'"
+        )
+
+    tree = jax.tree_util.tree_map_with_path(factor, params)
+    for number, (pattern, _) in enumerate(patterns):
+        if number in used:
+            continue
+        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in _leaves(params)]
+        taken = any(re.fullmatch(pattern, name) for name in names)
+        why = "only parameters that patterns before it take" if taken else "no parameter"
+        raise UserError(
+            f"config.optim.{field}: the pattern {pattern!r} fits {why}; names are like"
+            f" {names[0]} and {names[-1]}"
+        )
+    return tree
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from inception_jax import models, optim, sharding, step
+from inception_jax import average, models, optim, sharding, step
 from inception_jax.data import device
 
 
@@ -39,7 +39,8 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
       num_classes: K.
 
     Raises:
-      UserError: the images are too small for the network, or the batch cannot be split so.
+      UserError: the images are too small for the network, the batch cannot be split so, a pattern
+        of `config.optim` fits no parameter, or the average would begin after the end.
     """
     model = models.build(config.model, num_classes)
     model.check(config.data.image_size)
@@ -48,11 +49,17 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
     steps_per_epoch = Fraction(num_examples, config.batch_size)
     total_steps = math.ceil(Fraction(str(config.epochs)) * steps_per_epoch)
     schedule = optim.make_schedule(config.schedule, steps_per_epoch, total_steps)
-    optimizer = optim.make_optimizer(config.optim, schedule)
+    update_average = average.make_update(config.average, steps_per_epoch, total_steps)
     preprocess = device.make_preprocess(config.data, config.seed)
 
+    def init_variables():
+        return step.init_variables(model, config.data.image_size, config.seed)
+
+    abstract = jax.eval_shape(init_variables)
+    optimizer = optim.make_optimizer(config.optim, schedule, abstract["params"])
+
     def init():
-        return step.init_state(model, optimizer, config.data.image_size, config.seed)
+        return step.init_state(init_variables(), optimizer, averaged=update_average is not None)
 
     everywhere, split = sharding.replicated(mesh), sharding.over_batch(mesh)
     state = jax.tree.map(
@@ -65,7 +72,9 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         schedule=schedule,
         seed=config.seed,
         auxiliary_weight=config.loss.auxiliary_weight,
+        label_smoothing=config.loss.label_smoothing,
         accumulation=config.accumulation,
+        update_average=update_average,
     )
 
     def batch(size, **others):

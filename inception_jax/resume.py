@@ -5,8 +5,9 @@ import json
 from inception_jax.config import flatten
 from inception_jax.errors import UserError
 
-# A change of these would make another network, another sequence of examples or updates, or
-# evaluations that cannot be compared with the earlier ones.
+# A change of these would make another network, another sequence of examples, another meaning of
+# what the optimiser or the average has stored, or evaluations that cannot be compared with the
+# earlier ones.
 FIXED = (
     "seed",
     "batch_size",
@@ -22,7 +23,11 @@ FIXED = (
     "data.image_size",
     "data.mean",
     "data.std",
+    "optim.name",
     "optim.momentum_form",
+    "average.name",
+    "average.decay",
+    "average.start_epochs",
 )
 
 

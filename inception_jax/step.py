@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from inception_jax import average
 from inception_jax.rng import Stream, key
 
 Batch = dict[str, jax.Array]
@@ -20,7 +21,7 @@ Batch = dict[str, jax.Array]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "batch_stats", "opt_state"],
+    data_fields=["step", "params", "batch_stats", "opt_state", "average"],
     meta_fields=[],
 )
 @dataclasses.dataclass
@@ -31,10 +32,16 @@ class TrainState:
     params: Any
     batch_stats: Any  # running mean and variance of batch norm, or empty
     opt_state: Any
+    average: Any = dataclasses.field(default_factory=dict)  # of variables, or empty
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied to in training."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_state(model, optimizer, image_size: int, seed: int) -> TrainState:
-    """Draws the first parameters; a pure function of its arguments, to be jitted or eval_shaped."""
+def init_variables(model, image_size: int, seed: int) -> dict[str, Any]:
+    """Draws the first parameters, a pure function of its arguments: {params, batch_stats}."""
     images_BHWC = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     keys = {"params": key(seed, Stream.PARAMS), "dropout": key(seed, Stream.DROPOUT)}
     variables = model.init(keys, images_BHWC, train=True)
@@ -42,11 +49,16 @@ def init_state(model, optimizer, image_size: int, seed: int) -> TrainState:
     # flax makes running statistics in float32 and updates them in the parameters' dtype
     wide = jnp.result_type(*jax.tree.leaves(params))
     batch_stats = jax.tree.map(lambda x: x.astype(wide), variables.get("batch_stats", {}))
+    return {"params": params, "batch_stats": batch_stats}
+
+
+def init_state(variables: dict[str, Any], optimizer, averaged: bool = False) -> TrainState:
+    """The state before the first update; averaged says whether it has an average."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(variables["params"]),
+        average=jax.tree.map(jnp.copy, variables) if averaged else {},
+        **variables,
     )
 
 
@@ -58,13 +70,17 @@ def make_train_step(
     schedule,
     seed: int,
     auxiliary_weight: float,
+    label_smoothing: float,
     accumulation: int,
+    update_average: average.Update | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes train_step(state, batch) -> (state, metrics).
 
     The loss is the mean cross entropy of the main classifier plus auxiliary_weight times that of
-    each auxiliary head. With accumulation > 1 the gradient is the mean over that many parts of the
-    batch, computed one after another; batch statistics are then each part's own.
+    each auxiliary head; label_smoothing is the share of every label that is spread evenly over all
+    K classes (Szegedy et al. 2016, section 7). With accumulation > 1 the gradient is the mean over
+    that many parts of the batch, computed one after another; batch statistics are then each part's
+    own. update_average, from average.make_update, follows each update.
 
     Metrics: loss, main_loss, top1 (of the training batch, before the update), grad_norm,
     param_norm (after the update) and rate.
@@ -80,8 +96,12 @@ def make_train_step(
             mutable=["batch_stats"],
         )
         labels_B = batch["label"]
-        main_loss = _mean_cross_entropy(logits.main_BK, labels_B)
-        auxiliary_loss = sum(_mean_cross_entropy(aux, labels_B) for aux in logits.auxiliary)
+
+        def cross_entropy(logits_BK):
+            return jnp.mean(_smoothed_cross_entropy(logits_BK, labels_B, label_smoothing))
+
+        main_loss = cross_entropy(logits.main_BK)
+        auxiliary_loss = sum(map(cross_entropy, logits.auxiliary))
         loss = main_loss + auxiliary_weight * auxiliary_loss
         top1 = jnp.mean(jnp.argmax(logits.main_BK, -1) == labels_B, dtype=main_loss.dtype)
         metrics = {"loss": loss, "main_loss": main_loss, "top1": top1}
@@ -127,7 +147,10 @@ def make_train_step(
             "param_norm": optax.tree.norm(params),
             "rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.average)
+        if update_average:
+            state.average = update_average(state.average, state.step, state.variables)
+        return state, metrics
 
     return train_step
 
@@ -135,7 +158,7 @@ def make_train_step(
 def make_eval_step(
     model, preprocess: Callable[..., jax.Array]
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
-    """Makes eval_step(state, batch) -> sums over the batch's valid images.
+    """Makes eval_step(state, batch) -> sums over the batch's valid images, of the average if any.
 
     Sums: top1 and top5 (int32, images right; top5 is of K classes where K < 5), loss (cross
     entropy), examples (int32).
@@ -143,7 +166,7 @@ def make_eval_step(
 
     def eval_step(state: TrainState, batch: Batch):
         logits = model.apply(
-            {"params": state.params, "batch_stats": state.batch_stats},
+            state.average or state.variables,
             preprocess(batch, train=False),
             train=False,
         )
@@ -161,5 +184,9 @@ def make_eval_step(
     return eval_step
 
 
-def _mean_cross_entropy(logits_BK, labels_B):
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B))
+def _smoothed_cross_entropy(logits_BK, labels_B, smoothing):
+    losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
+    if not smoothing:
+        return losses_B
+    uniform_B = -jnp.mean(jax.nn.log_softmax(logits_BK), axis=-1)
+    return (1 - smoothing) * losses_B + smoothing * uniform_B

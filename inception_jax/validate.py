@@ -5,6 +5,7 @@ of maps, what is on disk) is checked where it is known.
 """
 
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -14,6 +15,8 @@ from inception_jax.config import choose, flatten
 from inception_jax.errors import UserError
 
 SCHEDULES = ("step", "poly", "cosine")
+OPTIMISERS = ("sgd", "rmsprop", "lars", "adamw", "lamb")
+AVERAGES = ("none", "exponential", "plain")
 MOMENTUM_FORMS = ("optax", "caffe")
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -23,13 +26,20 @@ _POSITIVE = (
     *("schedule.every_epochs", "schedule.factor", "checkpoint.every_steps", "checkpoint.keep"),
     *("data.image_size", "data.eval_resize", "data.crop_area", "data.crop_aspect", "data.std"),
     *("eval.batch_size", "eval.every_steps"),
+    *("optim.epsilon", "optim.trust_coefficient", "average.decay"),
 )
 _NOT_NEGATIVE = (
-    *("seed", "loss.auxiliary_weight", "model.dropout", "model.auxiliary_dropout"),
-    *("optim.momentum", "optim.weight_decay"),
-    *("schedule.rate", "schedule.power", "schedule.warmup_epochs"),
+    *("seed", "loss.auxiliary_weight", "loss.label_smoothing"),
+    *("model.dropout", "model.auxiliary_dropout"),
+    *("optim.momentum", "optim.weight_decay", "optim.clip_norm", "optim.betas"),
+    *("schedule.rate", "schedule.power", "schedule.warmup_epochs", "average.start_epochs"),
 )
-_BELOW_ONE = ("model.dropout", "model.auxiliary_dropout", "optim.momentum")
+_BELOW_ONE = (
+    *("model.dropout", "model.auxiliary_dropout", "loss.label_smoothing"),
+    *("optim.momentum", "optim.betas", "average.decay"),
+)
+# The fields that are (regular expression, factor) pairs.
+_PATTERNS = ("optim.decay_factors", "optim.rate_factors")
 
 
 def check(config: ConfigDict) -> None:
@@ -45,6 +55,8 @@ def check(config: ConfigDict) -> None:
     choose("model.name", config.model.name, models.NAMES)
     choose("model.dtype", config.model.dtype, DTYPES)
     choose("schedule.name", config.schedule.name, SCHEDULES)
+    choose("optim.name", config.optim.name, OPTIMISERS)
+    choose("average.name", config.average.name, AVERAGES)
     choose("optim.momentum_form", config.optim.momentum_form, MOMENTUM_FORMS)
     _check_numbers(fields)
     _check_together(config)
@@ -57,11 +69,34 @@ def _check_types(fields, known):
             continue
         if type(value) is not wanted:
             raise UserError(f"config.{name} is {value!r}: it must be of type {wanted.__name__}")
+        if name in _PATTERNS:
+            _check_patterns(name, value)
+            continue
         numbers = value if wanted is tuple else (value,) if wanted is float else ()
         if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers):
             raise UserError(f"config.{name} is {value!r}: it needs finite numbers")
         if wanted is tuple and len(value) != len(default):
             raise UserError(f"config.{name} is {value!r}: it needs {len(default)} numbers")
+
+
+def _check_patterns(name, pairs):
+    for pair in pairs:
+        match pair:
+            case (str(pattern), (int() | float()) as factor) if math.isfinite(factor):
+                pass
+            case _:
+                raise UserError(
+                    f"config.{name} is {pairs!r}: it must be pairs of a regular expression and a"
+                    " factor, as in (('.*/bias', 2.0), ('.*', 1.0))"
+                )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"config.{name}: {pattern!r} is not a regular expression: {error}"
+            ) from None
+        if factor < 0:
+            raise UserError(f"config.{name}: the factor {factor} of {pattern!r} must be 0 or more")
 
 
 def _check_numbers(fields):
@@ -94,6 +129,13 @@ def _check_together(config):
         raise UserError(
             f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} is longer than the run:"
             f" config.epochs={config.epochs}"
+        )
+    staircase = config.schedule.name == "step" and config.schedule.factor != 1
+    if staircase and config.schedule.every_epochs > config.epochs:
+        raise UserError(
+            f"config.schedule.every_epochs={config.schedule.every_epochs} is longer than the run,"
+            f" config.epochs={config.epochs}: lower it, or set config.schedule.factor=1 for a"
+            " constant rate"
         )
     if config.mesh.data == 0 or config.mesh.data < -1:
         raise UserError(

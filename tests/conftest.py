@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,3 +96,22 @@ def rows(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     timed = ("time", "images_per_second")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def wait_until(process, ready, seconds=240):
+    """Waits for ready(); returns False if the process ended before."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        if ready():
+            return True
+        time.sleep(0.005)
+    raise AssertionError("nothing happened")
+
+
+def newest(workdir):
+    """Returns the step of the newest checkpoint, or 0."""
+    folder = workdir / "checkpoints"
+    steps = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal()]
+    return max(steps, default=0)

@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from conftest import arrays, rows, start_main
+from conftest import arrays, newest, rows, start_main, wait_until
 
 # An evaluation and a save every few steps, so that kills fall into them too.
 OPTIONS = (
@@ -13,26 +13,10 @@ OPTIONS = (
     "--config.checkpoint.every_steps=7",
     "--config.checkpoint.keep=2",
     "--config.log_every_steps=1",
+    "--config.average.name=exponential",
+    "--config.average.decay=0.99",
 )
 STEPS = 270
-
-
-def wait_until(process, ready, seconds=240):
-    """Waits for ready(); returns False if the process ended before."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            return False
-        if ready():
-            return True
-        time.sleep(0.005)
-    raise AssertionError("nothing happened")
-
-
-def newest(workdir):
-    folder = workdir / "checkpoints"
-    steps = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal()]
-    return max(steps, default=0)
 
 
 @pytest.mark.slow
@@ -65,6 +49,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(run_main, tmp_path):
 
     first, second = arrays(whole, STEPS), arrays(killed, STEPS)
     assert first.keys() == second.keys()
+    assert any(name.startswith("['average']['params']") for name in first)
     for name, value in first.items():
         assert value.tobytes() == second[name].tobytes(), name
     assert rows(killed) == rows(whole)

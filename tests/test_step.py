@@ -42,14 +42,15 @@ def pixels(batch, train):
 
 
 def make(model, optimizer=None, **options):
-    options = {"auxiliary_weight": 0.3, "accumulation": 1, "seed": 0} | options
+    defaults = {"auxiliary_weight": 0.3, "label_smoothing": 0.0, "accumulation": 1, "seed": 0}
+    options = defaults | options
     optimizer = optimizer or optax.sgd(RATE)
     return jit(step.make_train_step(model, optimizer, pixels, schedule=lambda t: RATE, **options))
 
 
 def start(model, size, seed=1):
     """A state of random parameters, as zeros would hide what a classifier's bias does."""
-    state = jax.eval_shape(lambda: step.init_state(model, optax.sgd(RATE), size, 0))
+    variables = jax.eval_shape(lambda: step.init_variables(model, size, 0))
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -58,12 +59,7 @@ def start(model, size, seed=1):
         scale = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
         return jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
 
-    params, batch_stats = (
-        jax.tree_util.tree_map_with_path(draw, tree) for tree in (state.params, state.batch_stats)
-    )
-    return step.TrainState(
-        jnp.zeros((), jnp.int32), params, batch_stats, optax.sgd(RATE).init(params)
-    )
+    return step.init_state(jax.tree_util.tree_map_with_path(draw, variables), optax.sgd(RATE))
 
 
 def make_batch(size, side, classes=7, seed=2):

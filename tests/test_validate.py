@@ -11,12 +11,17 @@ from inception_jax import optim, validate
 from inception_jax.errors import UserError
 
 TINY = 1e-9
+PATTERNS = [(("a|b", 0), (".*", 1.5)), ((".*", TINY),), ()]
+NO_PATTERNS = [
+    *((("(", 1.0),), ((".*", -TINY),), ((".*", float("nan")),), ((".*", "1"),), ((1.0, ".*"),)),
+    *((".*", 1.0), (".*",), ((".*", 1.0, 1.0),)),
+]
 # For every field with a rule: values that just pass, values that just fail.
 RULES = {
     "seed": ([0, 2**32 - 1], [-1, 2**64]),
     "batch_size": ([1], [0, -1]),
     "accumulation": ([1], [0, -1]),
-    "epochs": ([TINY], [0.0, -1.0, float("nan"), float("inf")]),
+    "epochs": ([8.0], [0.0, -1.0, float("nan"), float("inf")]),
     "log_every_steps": ([1], [0, -1]),
     "model.name": (["googlenet"], ["", "GoogLeNet", "googlenet2"]),
     "model.width": ([TINY], [0.0, -0.5, float("nan")]),
@@ -24,13 +29,24 @@ RULES = {
     "model.auxiliary_dropout": ([0.0, 1 - TINY], [-TINY, 1.0]),
     "model.dtype": (["float32", "bfloat16", "float64"], ["float16", "int8", "", "float"]),
     "loss.auxiliary_weight": ([0.0], [-TINY]),
+    "loss.label_smoothing": ([0.0, 1 - TINY], [-TINY, 1.0]),
+    "optim.name": (["sgd", "rmsprop", "lars", "adamw", "lamb"], ["", "adam"]),
+    "optim.decay_factors": (PATTERNS, NO_PATTERNS),
+    "optim.rate_factors": (PATTERNS, NO_PATTERNS),
+    "optim.clip_norm": ([0.0], [-TINY, float("inf")]),
+    "optim.betas": ([(0.0, 1 - TINY)], [(-TINY, 0.9), (0.9, 1.0), (0.9,)]),
+    "optim.epsilon": ([TINY], [0.0, -TINY]),
+    "optim.trust_coefficient": ([TINY], [0.0, -TINY]),
+    "average.name": (["none", "exponential", "plain"], ["", "polyak"]),
+    "average.decay": ([TINY, 1 - TINY], [0.0, -TINY, 1.0]),
+    "average.start_epochs": ([0.0], [-TINY]),
     "optim.momentum": ([0.0, 1 - TINY], [-TINY, 1.0]),
     "optim.momentum_form": (["optax", "caffe"], ["", "torch"]),
     "optim.weight_decay": ([0.0], [-TINY]),
     "schedule.name": (["step", "poly", "cosine"], ["", "linear"]),
     "schedule.rate": ([0.0], [-TINY, float("nan")]),
     "schedule.factor": ([TINY], [0.0, -0.5]),
-    "schedule.every_epochs": ([TINY], [0.0, -1.0]),
+    "schedule.every_epochs": ([TINY, 60.0], [0.0, -1.0, 60.001]),  # of 60 epochs
     "schedule.power": ([0.0], [-TINY]),
     "schedule.warmup_epochs": ([0.0, 60.0], [-TINY, 60.001]),  # of 60 epochs
     "data.image_size": ([1, 256], [0, -1, 257]),  # eval_resize is 256
@@ -77,7 +93,7 @@ def test_values_up_to_a_boundary_are_accepted(field, value):
 def test_values_past_a_boundary_are_refused_by_name_and_value(field, value):
     text = message(changed(field, value))
     assert f"config.{field}" in text
-    assert str(value) in text
+    assert str(value[0][0] if field.endswith("factors") else value) in text
 
 
 def test_every_number_of_a_config_has_a_rule():
@@ -94,6 +110,8 @@ def test_every_number_of_a_config_has_a_rule():
         ("model.dtype", "bfloat", "bfloat16"),
         ("schedule.name", "cosin", "cosine"),
         ("optim.momentum_form", "optx", "optax"),
+        ("optim.name", "rmspop", "rmsprop"),
+        ("average.name", "exponental", "exponential"),
     ],
 )
 def test_an_unknown_name_tells_the_nearest_and_all_others(field, value, nearest):
@@ -138,6 +156,14 @@ def test_a_value_of_a_wrong_type_is_named(field, value):
 )
 def test_every_recipe_of_the_repository_is_valid(path):
     validate.check(config_lib.load(str(path)))
+
+
+def test_a_rate_that_never_falls_may_have_stairs_of_any_length():
+    config = googlenet.get_config()
+    config.epochs = 1.0
+    assert "set config.schedule.factor=1 for a constant rate" in message(config)
+    config.schedule.factor = 1.0
+    validate.check(config)
 
 
 def test_schedules_that_pass_are_those_that_can_be_made():
