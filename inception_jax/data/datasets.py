@@ -9,11 +9,13 @@ import io
 import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from inception_jax.data import idx
 from inception_jax.errors import UserError
 
 
@@ -74,13 +76,94 @@ def _digits(config):
         "train": InMemory(images[train], digits.target[train]),
         "test": InMemory(images[held_out], digits.target[held_out]),
     }
-    for name in (config.train_split, config.eval_split):
-        if name not in splits:
-            raise UserError(f"digits has no split {name!r}: it has train and test")
+    _check_splits(config, splits)
     return Dataset(splits[config.train_split], splits[config.eval_split], num_classes=10)
 
 
-EMBEDDED: dict[str, Callable[[ConfigDict], Dataset]] = {"digits": _digits}
+def _fashion_mnist(config):
+    """Fashion-MNIST, 60,000 and 10,000 grey images of 28x28 pixels in 10 equal classes.
+
+    From its four IDX files where they lie in `config.dir`, else from TFDS there, else from where
+    Debian's package has the files. Source: Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747.
+    """
+    folder = Path(config.dir).expanduser()
+    if not _idx_files(folder):
+        if (folder / "fashion_mnist").is_dir():
+            return _tfds(config)
+        if not _idx_files(DEBIAN_FASHION_MNIST):
+            raise UserError(
+                f"Fashion-MNIST is neither in {folder} nor in {DEBIAN_FASHION_MNIST}: run"
+                " `apt install dataset-fashion-mnist`, or `python -m inception_jax.data.prepare"
+                f" fashion_mnist --data_dir={folder}`, or set config.data.dir to a folder with"
+                f" {', '.join(f'{name}.gz' for names in IDX.values() for name in names[:2])}"
+            )
+        folder = DEBIAN_FASHION_MNIST
+    _check_splits(config, IDX)
+    train, evaluation = (
+        _idx_split(folder, *IDX[split]) for split in (config.train_split, config.eval_split)
+    )
+    return Dataset(train, evaluation, num_classes=10)
+
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+IDX = {  # split: file of images, file of labels, images
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000),
+}
+
+
+def _idx_files(folder):
+    """Maps the names in IDX to those of their files that are in a folder."""
+    names = [name for images, labels, _ in IDX.values() for name in (images, labels)]
+    candidates = [(name, folder / f"{name}{end}") for name in names for end in (".gz", "")]
+    return {name: path for name, path in candidates if path.is_file()}
+
+
+def _idx_split(folder, images_name, labels_name, count):
+    files = _idx_files(folder)
+    for name in (images_name, labels_name):
+        if name not in files:
+            raise UserError(f"{folder} lacks {name}.gz, which lies beside {min(files)}: copy it")
+    images = idx.read(files[images_name], (count, 28, 28))
+    labels = idx.read(files[labels_name], (count,))
+    for label, found in enumerate(np.bincount(labels, minlength=10)):
+        if found != count // 10:  # MNIST's files have the same names and sizes
+            raise UserError(
+                f"{files[labels_name]} has {found} images of class {label}, where Fashion-MNIST has"
+                f" {count // 10}: it is of another set"
+            )
+    return InMemory(images, labels)
+
+
+EMBEDDED: dict[str, Callable[[ConfigDict], Dataset]] = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+}
+
+
+class ByHand(NamedTuple):
+    """Files that TFDS cannot download, as their owner wants to know who does."""
+
+    files: tuple[str, ...]
+    source: str
+
+    def told(self, data_dir: str) -> str:
+        """Says what to download and where to put it."""
+        return (
+            f"download {' and '.join(self.files)} from {self.source} into {self.folder(data_dir)}"
+        )
+
+    def folder(self, data_dir: str) -> str:
+        """TFDS's own default."""
+        return os.path.join(data_dir, "downloads", "manual")
+
+
+BY_HAND = {
+    "imagenet2012": ByHand(
+        ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+        "https://image-net.org/download-images",
+    )
+}
 
 
 class _Tfds:
@@ -103,6 +186,8 @@ def _tfds(config):
         f"prepare it with `python -m inception_jax.data.prepare {config.name}"
         f" --data_dir={folder}`, or set config.data.dir to where it is"
     )
+    if config.name in BY_HAND:
+        prepare = f"{BY_HAND[config.name].told(folder)}, then {prepare}"
     try:
         # From the files alone: needs no network, and reads any version that was prepared.
         builder = tfds.core.read_only_builder.builder_from_files(config.name, data_dir=folder)
@@ -129,12 +214,7 @@ def _tfds(config):
             f"data set {config.name} has features {told}: training needs image (Image) and label"
             " (ClassLabel)"
         )
-    for split in (config.train_split, config.eval_split):
-        if split not in builder.info.splits:
-            raise UserError(
-                f"data set {config.name} has no split {split!r}: it has"
-                f" {', '.join(builder.info.splits)}"
-            )
+    _check_splits(config, builder.info.splits)
     try:
         train, evaluation = (
             _Tfds(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}))
@@ -146,6 +226,14 @@ def _tfds(config):
             f" read by index: move {builder.data_dir} away and {prepare}"
         ) from None
     return Dataset(train, evaluation, features["label"].num_classes)
+
+
+def _check_splits(config, known):
+    for split in (config.train_split, config.eval_split):
+        if split not in known:
+            raise UserError(
+                f"data set {config.name} has no split {split!r}: it has {', '.join(known)}"
+            )
 
 
 def _png(image):

@@ -9,11 +9,13 @@ import sys
 from absl import flags
 
 from inception_jax import process
+from inception_jax.data import datasets
 from inception_jax.errors import UserError
 
 FLAGS_HELP = """\
   --data_dir=DIR    where to store it; ~/tensorflow_datasets if not given
-  --manual_dir=DIR  where files are that have to be fetched by hand, for sets that need such
+  --manual_dir=DIR  where files are that have to be fetched by hand, for sets that need such;
+                    downloads/manual in data_dir if not given
 """
 
 
@@ -47,6 +49,15 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     import requests
     import tensorflow_datasets as tfds
 
+    if name in datasets.BY_HAND:
+        by_hand = datasets.BY_HAND[name]
+        folder = os.path.expanduser(manual_dir or by_hand.folder(data_dir))
+        missing = [file for file in by_hand.files if not os.path.isfile(f"{folder}/{file}")]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {' and '.join(missing)}: download what is missing from"
+                f" {by_hand.source}, or set --manual_dir to where it is"
+            )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         stored = builder.info.file_format if os.path.isdir(builder.data_dir) else None
