@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-quick lint bench smoke clean
+.PHONY: demo test test-quick torch lint bench smoke clean
 
 demo: $(VENV)/ready  ## GoogLeNet learns handwritten digits
 	$(BIN)/python -m inception_jax.main --config=configs/digits.py --workdir=runs/demo
@@ -13,6 +13,9 @@ test: $(VENV)/ready-dev  ## every test
 
 test-quick: $(VENV)/ready-dev  ## all but those that take minutes
 	$(BIN)/python -m pytest -m "not slow"
+
+torch: $(VENV)/ready-dev  ## PyTorch, so that the tests against it are not skipped
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
