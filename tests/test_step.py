@@ -1,6 +1,7 @@
 """The training and evaluation steps: on a linear model, by hand; on GoogLeNet, what must hold."""
 
 import functools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import optax
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
-from inception_jax import program, sharding, step
+from inception_jax import average, program, sharding, step
 from inception_jax.models.googlenet import Logits
 
 RATE = 0.5
@@ -122,6 +124,26 @@ def test_the_update_is_the_gradient_of_main_loss_plus_03_of_each_auxiliary_loss(
         np.testing.assert_allclose(metrics[name], value, rtol=1e-12, err_msg=name)
 
 
+def test_label_smoothing_spreads_a_share_of_every_label_in_every_loss(x64):
+    """Szegedy et al. 2016, section 7: cross entropy with (1 - s) of the label and s / K of each."""
+    model = Linear(heads=1, dtype=jnp.float64)
+    state, batch = start(model, 4), make_batch(8, 4)
+    x, params = batch["image"].reshape(8, -1), flat(state.params)
+    target = 0.8 * np.eye(7)[batch["label"]] + 0.2 / 7
+    losses, expected = {}, {}
+    for head, weight in {"main": 1.0, "aux0": 0.3}.items():
+        logits = x @ params[f"{head}/kernel"] + params[f"{head}/bias"]
+        softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        losses[head] = -(target * np.log(softmax)).sum(axis=1).mean()
+        step_of_bias = RATE * weight * (softmax - target).mean(axis=0)
+        expected[head] = params[f"{head}/bias"] - step_of_bias
+    after, metrics = make(model, label_smoothing=0.2)(state, batch)
+    np.testing.assert_allclose(metrics["main_loss"], losses["main"], rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], losses["main"] + 0.3 * losses["aux0"], rtol=1e-12)
+    for head, bias in expected.items():
+        np.testing.assert_allclose(after.params[head]["bias"], bias, rtol=1e-12, atol=1e-15)
+
+
 def test_a_network_without_auxiliary_heads_has_the_main_loss_alone():
     model = Linear()
     _, metrics = make(model)(start(model, 4), make_batch(8, 4))
@@ -190,6 +212,39 @@ def test_evaluation_counts_every_image_once_and_no_padding(classes):
     assert sums.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(sums[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_evaluation_is_of_the_average_and_its_statistics_where_there_is_one():
+    model = Linear(batch_norm=True)
+    state, other = start(model, 4), start(model, 4, seed=5)
+    batch = make_batch(40, 4) | {"valid": np.ones(40, bool)}
+    eval_step = jit(step.make_eval_step(model, pixels))
+    own, averaged = eval_step(state, batch), eval_step(other, batch)
+    assert own["loss"] != averaged["loss"]
+    state.average = other.variables
+    assert eval_step(state, batch) == averaged
+
+
+def test_an_update_takes_the_average_along_and_leaves_training_alone():
+    """The average of two steps by hand; parameters and statistics as without."""
+    model = Linear(batch_norm=True)
+    batches = [make_batch(8, 4, seed=seed) for seed in (2, 3)]
+    update = average.make_update(
+        ConfigDict({"name": "plain", "start_epochs": 0.0, "decay": 0.5}), Fraction(1), 100
+    )
+    with_average = make(model, update_average=update)
+    state = start(model, 4)
+    state.average = jax.tree.map(jnp.zeros_like, state.variables)
+    without, seen = start(model, 4), []
+    for batch in batches:
+        state, _ = with_average(state, batch)
+        without, _ = make(model)(without, batch)
+        seen.append(flat(without.variables))
+    assert flat(state.average).keys() == seen[0].keys()
+    for name, value in flat(state.variables).items():
+        np.testing.assert_array_equal(value, seen[1][name], err_msg=name)
+        mean = (seen[0][name] + seen[1][name]) / 2
+        np.testing.assert_allclose(flat(state.average)[name], mean, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_of_any_content_leaves_the_sums_alone():
