@@ -105,7 +105,10 @@ def make_optimizer(config: ConfigDict, schedule, params) -> optax.GradientTransf
     beta1, beta2 = config.betas
     decay = optax.stateless(
         lambda updates, params: jax.tree.map(
-            lambda u, p, f: u + config.weight_decay * f * p, updates, params, decay_factors
+            lambda u, p, f: u + config.weight_decay * f * p if f else u,
+            updates,
+            params,
+            decay_factors,
         )
     )
     adam = optax.scale_by_adam(beta1, beta2, config.epsilon)
@@ -128,12 +131,10 @@ def make_optimizer(config: ConfigDict, schedule, params) -> optax.GradientTransf
     if config.name in ("sgd", "rmsprop", "lars"):
         momentum = optax.trace(config.momentum, config.nesterov)
         parts.insert(len(parts) - (config.momentum_form == "optax"), momentum)
-    if config.clip_norm:
-        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    parts.append(
-        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rate_factors))
-    )
-    return optax.chain(*parts)
+    # In any case a part, so that a run may go on with another value: states go by position.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    faster = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rate_factors))
+    return optax.chain(clip, *parts, faster)
 
 
 def factors(field: str, patterns: Sequence[tuple[str, float]], params) -> Any:

@@ -49,6 +49,8 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     import requests
     import tensorflow_datasets as tfds
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     if name in datasets.BY_HAND:
         by_hand = datasets.BY_HAND[name]
         folder = os.path.expanduser(manual_dir or by_hand.folder(data_dir))

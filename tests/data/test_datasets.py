@@ -1,6 +1,8 @@
 """What is read: the embedded digits, sets of TFDS by index, and the errors where there is none."""
 
+import gzip
 import io
+import struct
 from collections import Counter
 from fractions import Fraction
 
@@ -240,3 +242,167 @@ def test_mistakes_in_preparing_are_one_line(arguments, told, capfd):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert told in error
+
+
+FASHION_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+def fashion_split(count, seed):
+    """As many images as Fashion-MNIST has, none alike: two pixels hold the index, one is random."""
+    rng = np.random.default_rng(seed)
+    images = np.zeros((count, 28, 28), np.uint8)
+    index = np.arange(count)
+    images[:, 27, 0], images[:, 0, 27] = index // 256, index % 256
+    images[:, 5, 9] = rng.integers(0, 256, count)
+    labels = rng.permutation(index % 10).astype(np.uint8)
+    return images, labels
+
+
+def write_idx(path, values):
+    data = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+    path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    return {"train": fashion_split(60_000, seed=0), "test": fashion_split(10_000, seed=1)}
+
+
+@pytest.fixture(scope="module")
+def fashion_folder(fashion, tmp_path_factory):
+    """A folder with the four files of Debian's package dataset-fashion-mnist."""
+    folder = tmp_path_factory.mktemp("fashion")
+    arrays = (*fashion["train"], *fashion["test"])
+    for name, values in zip(FASHION_FILES, arrays, strict=True):
+        write_idx(folder / name, values)
+    return folder
+
+
+@pytest.fixture
+def no_package(tmp_path, monkeypatch):
+    """A machine without Debian's package; returns where it would be."""
+    folder = tmp_path / "share" / "fashion-mnist"
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", folder)
+    return folder
+
+
+@pytest.fixture
+def fashion_copy(fashion_folder, tmp_path, no_package):
+    """The folder's files as links, to be changed."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in FASHION_FILES:
+        (folder / name).symlink_to(fashion_folder / name)
+    return folder
+
+
+def assert_examples(source, images, labels, step=1):
+    assert len(source) == len(images)
+    for index in range(0, len(source), step):
+        data, label = source.read(index)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), images[index])
+        assert (type(label), label) == (int, labels[index])
+
+
+def test_fashion_mnist_is_read_from_its_idx_files(fashion, fashion_folder, no_package):
+    data = datasets.load(settings("fashion_mnist", fashion_folder))
+    assert data.num_classes == 10
+    assert_examples(data.train, *fashion["train"], step=7)
+    assert_examples(data.eval, *fashion["test"])
+
+
+def test_fashion_mnist_goes_without_unpacking_and_with(fashion, fashion_copy):
+    for name, values in zip(FASHION_FILES[2:], fashion["test"], strict=True):
+        (fashion_copy / name).unlink()
+        write_idx(fashion_copy / name.removesuffix(".gz"), values)
+    data = datasets.load(settings("fashion_mnist", fashion_copy, train_split="test"))
+    assert_examples(data.train, *fashion["test"], step=11)
+    assert_examples(data.eval, *fashion["test"], step=11)
+
+
+@pytest.mark.parametrize("name", FASHION_FILES)
+def test_each_missing_file_of_fashion_mnist_is_named(name, fashion_copy):
+    (fashion_copy / name).unlink()
+    split = "train" if name.startswith("train") else "test"
+    text = message(settings("fashion_mnist", fashion_copy, train_split=split, eval_split=split))
+    assert f"{fashion_copy} lacks {name}" in text
+
+
+def test_mnist_under_the_names_of_fashion_mnist_is_refused(fashion_copy):
+    """Both have the same names and sizes; MNIST's classes are not equally frequent."""
+    counts = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)  # MNIST, test
+    path = fashion_copy / FASHION_FILES[3]
+    path.unlink()
+    write_idx(path, np.repeat(np.arange(10), counts).astype(np.uint8))
+    text = message(settings("fashion_mnist", fashion_copy, train_split="test"))
+    assert f"{path} has 980 images of class 0, where Fashion-MNIST has 1000" in text
+    assert "it is of another set" in text
+
+
+def test_a_label_that_fashion_mnist_does_not_have_is_refused(fashion, fashion_copy):
+    path = fashion_copy / FASHION_FILES[3]
+    path.unlink()
+    labels = fashion["test"][1].copy()
+    labels[labels == 9] = 255
+    write_idx(path, labels)
+    text = message(settings("fashion_mnist", fashion_copy, train_split="test"))
+    assert f"{path} has 0 images of class 9" in text
+
+
+def test_a_damaged_file_of_fashion_mnist_is_named(fashion_copy):
+    path = fashion_copy / FASHION_FILES[2]
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[: len(whole) // 2])
+    text = message(settings("fashion_mnist", fashion_copy, train_split="test"))
+    assert text.startswith(f"{path} is cut short")
+
+
+def test_an_unknown_split_of_fashion_mnist_lists_those_there_are(fashion_copy):
+    text = message(settings("fashion_mnist", fashion_copy, eval_split="validation"))
+    assert "fashion_mnist has no split 'validation': it has train, test" in text
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_without_fashion_mnist_it_says_how_to_get_it(exists, tmp_path, no_package):
+    folder = tmp_path / "sets"
+    if exists:
+        folder.mkdir()
+    text = message(settings("fashion_mnist", folder))
+    assert f"neither in {folder} nor in {no_package}" in text
+    assert "`apt install dataset-fashion-mnist`" in text
+    assert f"`python -m inception_jax.data.prepare fashion_mnist --data_dir={folder}`" in text
+    assert "config.data.dir" in text
+    assert all(name in text for name in FASHION_FILES)
+
+
+def test_fashion_mnist_comes_from_debians_package_where_the_data_folder_has_none(
+    fashion, fashion_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", fashion_folder)
+    data = datasets.load(settings("fashion_mnist", tmp_path / "absent", train_split="test"))
+    assert_examples(data.eval, *fashion["test"], step=11)
+
+
+class FashionMnist(TinyPictures, skip_registration=True):
+    """Named like TFDS's own, which stays registered."""
+
+
+def test_fashion_mnist_that_tfds_prepared_is_read_even_where_the_package_is(
+    prepared, fashion_folder, monkeypatch
+):
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", fashion_folder)
+    data = datasets.load(settings("fashion_mnist", prepared(FashionMnist)))
+    assert content(data.train) == Counter(fingerprint(*example) for example in TRAIN)
+    assert content(data.eval) == Counter(fingerprint(*example) for example in TEST)
+
+
+def test_fashion_mnist_in_the_home_folder_is_found(fashion, fashion_copy, monkeypatch):
+    monkeypatch.setenv("HOME", str(fashion_copy.parent))
+    data = datasets.load(settings("fashion_mnist", "~/copy", train_split="test"))
+    assert_examples(data.eval, *fashion["test"], step=11)
