@@ -3,8 +3,8 @@
     apt install dataset-fashion-mnist   # or: python -m inception_jax.data.prepare fashion_mnist
     python -m inception_jax.main --config=configs/fashion_mnist.py
 
-Source of the data: Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747, whose benchmark table has
-GoogLeNet at 93.7 % of the 10,000 test images.
+Source of the data: Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747. The benchmark table of its README
+(github.com/zalandoresearch/fashion-mnist) has GoogLeNet at 93.7 % of the 10,000 test images.
 """
 
 from ml_collections import ConfigDict

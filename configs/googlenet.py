@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # sgd, rmsprop, lars, adamw or lamb
     config.optim.momentum = 0.9  # of sgd, rmsprop and lars; paper, section 6
-    config.optim.nesterov = False
+    config.optim.nesterov = False  # of sgd, rmsprop and lars
     # optax: buffer = momentum * buffer + gradient; step = rate * buffer
     # caffe: buffer = momentum * buffer + rate * gradient; step = buffer (reference solver)
     config.optim.momentum_form = "optax"  # equal to caffe's while the rate is constant
@@ -63,8 +63,8 @@ def get_config() -> ConfigDict:
     config.average.start_epochs = 0.0  # when it begins
 
     config.data = ConfigDict()
-    config.data.name = "imagenet2012"  # digits, or any TFDS set with image and label
-    config.data.dir = "~/tensorflow_datasets"  # where TFDS sets are; TFDS's own default
+    config.data.name = "imagenet2012"  # digits, fashion_mnist, any TFDS set with image and label
+    config.data.dir = "~/tensorflow_datasets"  # where TFDS sets or IDX files are; TFDS's default
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.image_size = 224  # side in pixels; paper, section 5

@@ -14,6 +14,7 @@ models/bvlc_googlenet/readme.md).
 from ml_collections import ConfigDict
 
 from configs import googlenet
+from inception_jax.errors import UserError
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
@@ -21,7 +22,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
     Args:
       variant: "paper" (rate 4 % lower every 8 epochs, averaged parameters) or "poly" (the rate
-        falls to 0 as a root, the last parameters as they are; in a quarter of the paper's time).
+        falls to 0 as a root, the last parameters as they are; in a quarter of the updates).
     """
     config = googlenet.get_config()
     config.optim.momentum_form = "caffe"  # reference: SGDSolver
@@ -32,5 +33,5 @@ def get_config(variant: str = "paper") -> ConfigDict:
         config.schedule.name = "poly"
         config.average.name = "none"
     else:
-        raise ValueError(f"no variant {variant!r}: there are paper and poly")
+        raise UserError(f"configs/imagenet.py has no variant {variant!r}: it has paper and poly")
     return config

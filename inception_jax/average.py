@@ -18,6 +18,18 @@ from inception_jax.errors import UserError
 Update = Callable[[Any, jax.Array, Any], Any]
 
 
+def start(variables: Any) -> dict[str, Any]:
+    """An average before its first update.
+
+    Returns:
+      mean, what evaluation uses, and lost, what rounding has kept out of it so far.
+    """
+    return {
+        "mean": jax.tree.map(jnp.copy, variables),
+        "lost": jax.tree.map(jnp.zeros_like, variables),
+    }
+
+
 def make_update(config: ConfigDict, steps_per_epoch: Fraction, total_steps: int) -> Update | None:
     """Makes update(average, step, variables) -> average, or None where there is to be none.
 
@@ -25,6 +37,9 @@ def make_update(config: ConfigDict, steps_per_epoch: Fraction, total_steps: int)
       plain        sum of p_k, divided by n
       exponential  sum of decay^(n-k) p_k, divided by the sum of the weights
     Until it begins, the average is the variables themselves.
+
+    Late in a long run each update changes the mean by less than float32's last digit. What a sum
+    loses is therefore kept and added with the next one (Kahan 1965).
 
     Args:
       config: `config.average`.
@@ -36,8 +51,8 @@ def make_update(config: ConfigDict, steps_per_epoch: Fraction, total_steps: int)
     """
     if config.name == "none":
         return None
-    start = round(Fraction(str(config.start_epochs)) * steps_per_epoch)
-    if start >= total_steps:
+    begin = round(Fraction(str(config.start_epochs)) * steps_per_epoch)
+    if begin >= total_steps:
         raise UserError(
             f"config.average.start_epochs={config.start_epochs} is not before the end of the run,"
             f" step {total_steps}: the average would have no steps; lower it, or set"
@@ -52,10 +67,19 @@ def make_update(config: ConfigDict, steps_per_epoch: Fraction, total_steps: int)
         return (1 - config.decay) / -jnp.expm1(n * math.log(config.decay))
 
     def update(average, step, variables):
-        n = step - start
+        n = step - begin
         newest = weight(jnp.asarray(jnp.maximum(n, 1), float))
-        # Not (1 - w) a + w v, whose weights, rounded, would not add up to 1 over many steps.
-        mean = jax.tree.map(lambda a, v: a + newest.astype(v.dtype) * (v - a), average, variables)
-        return jax.tree.map(lambda m, v: jnp.where(n <= 1, v, m), mean, variables)
+
+        def add(mean, lost, variable):
+            change = newest.astype(mean.dtype) * (variable - mean - lost) + lost
+            total = mean + change
+            left = change - (total - mean)
+            return jnp.where(n <= 1, variable, total), jnp.where(n <= 1, 0, left)
+
+        pairs = jax.tree.map(add, average["mean"], average["lost"], variables)
+        mean, lost = jax.tree.transpose(
+            jax.tree.structure(variables), jax.tree.structure((0, 0)), pairs
+        )
+        return {"mean": mean, "lost": lost}
 
     return update

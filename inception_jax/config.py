@@ -141,7 +141,7 @@ class _user_code:
         return self
 
     def __exit__(self, kind, error, trace):
-        if not isinstance(error, (Exception, SystemExit)):
+        if not isinstance(error, (Exception, SystemExit)) or isinstance(error, UserError):
             return
         if isinstance(error, SyntaxError) and error.filename:
             where, what = f"{error.filename}, line {error.lineno}", f"syntax error: {error.msg}"

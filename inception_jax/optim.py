@@ -83,9 +83,11 @@ def _staircase(config, steps_per_epoch, total_steps):
 def make_optimizer(config: ConfigDict, schedule, params) -> optax.GradientTransformation:
     """Gradient clipping, then one of
       sgd      momentum (Sutskever et al. 2013)
-      rmsprop  with momentum, in TensorFlow's form: its mean square begins at 1 and epsilon is
-               under the root (Szegedy et al. 2016, section 8)
-      lars     SGD whose steps are scaled to each parameter's norm (You et al. 2017)
+      rmsprop  with momentum; its mean square begins at 1 and epsilon is under the root, as in
+               TensorFlow, whose momentum is that of momentum_form=caffe (Szegedy et al. 2016,
+               section 8)
+      lars     SGD whose steps are scaled to each parameter's norm (You et al. 2017), in optax's
+               form: to |w| / |g + decay w|, where the paper has |w| / (|g| + decay |w|)
       adamw    (Loshchilov & Hutter 2019)
       lamb     AdamW scaled as in LARS (You et al. 2020)
     and a factor on each parameter's rate. Weight decay is L2, in the gradient and so in the

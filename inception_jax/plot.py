@@ -30,7 +30,10 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "name a workdir, as in: python -m inception_jax.plot runs/digits --out=curve.png"
         )
-    plot({workdir.name: read(workdir) for workdir in workdirs}, Path(values.out))
+    names = {workdir.name for workdir in workdirs}
+    short = len(names) == len(workdirs)
+    runs = {workdir.name if short else str(workdir): read(workdir) for workdir in workdirs}
+    plot(runs, Path(values.out))
     print(f"curves of {', '.join(map(str, workdirs))} are in {values.out}")
 
 
@@ -46,11 +49,11 @@ def read(workdir: Path) -> dict[str, list[dict]]:
     file = workdir / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in file.read_text().splitlines()]
+        kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("train", "eval")}
     except OSError as error:
         raise UserError(f"could not read {file}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{file} is damaged: start the run again, which mends it") from None
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("train", "eval")}
     if not kinds["eval"]:
         raise UserError(f"{file} holds no evaluation yet: wait for the first one")
     return kinds
@@ -58,6 +61,8 @@ def read(workdir: Path) -> dict[str, list[dict]]:
 
 def plot(runs: dict[str, dict[str, list[dict]]], out: Path) -> None:
     """Draws accuracy and loss over epochs: dots and lines for evaluations, pale for training.
+
+    The training loss is what is optimised: of augmented images, and of smoothed labels if they are.
 
     Args:
       runs: label -> rows by kind, as from read.
@@ -98,7 +103,7 @@ def plot(runs: dict[str, dict[str, list[dict]]], out: Path) -> None:
     loss.set_ylim(0, 2 * max(row["loss"] for row in evaluations))
     accuracy.set_ylabel("top-1 accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    loss.set_ylabel("cross entropy of the main classifier")
+    loss.set_ylabel("loss of the main classifier")
     loss.legend()
     for axes in (accuracy, loss):
         axes.set_xlabel("epoch")

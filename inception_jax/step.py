@@ -32,12 +32,17 @@ class TrainState:
     params: Any
     batch_stats: Any  # running mean and variance of batch norm, or empty
     opt_state: Any
-    average: Any = dataclasses.field(default_factory=dict)  # of variables, or empty
+    average: Any = dataclasses.field(default_factory=dict)  # from average.start, or empty
 
     @property
     def variables(self) -> dict[str, Any]:
         """What the model is applied to in training."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """What it is applied to in evaluation."""
+        return self.average["mean"] if self.average else self.variables
 
 
 def init_variables(model, image_size: int, seed: int) -> dict[str, Any]:
@@ -53,11 +58,17 @@ def init_variables(model, image_size: int, seed: int) -> dict[str, Any]:
 
 
 def init_state(variables: dict[str, Any], optimizer, averaged: bool = False) -> TrainState:
-    """The state before the first update; averaged says whether it has an average."""
+    """The state before the first update.
+
+    Args:
+      variables: from init_variables.
+      optimizer: an optax transformation.
+      averaged: whether there is to be an average.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         opt_state=optimizer.init(variables["params"]),
-        average=jax.tree.map(jnp.copy, variables) if averaged else {},
+        average=average.start(variables) if averaged else {},
         **variables,
     )
 
@@ -82,8 +93,8 @@ def make_train_step(
     that many parts of the batch, computed one after another; batch statistics are then each part's
     own. update_average, from average.make_update, follows each update.
 
-    Metrics: loss, main_loss, top1 (of the training batch, before the update), grad_norm,
-    param_norm (after the update) and rate.
+    Metrics: loss, main_loss (both with smoothing) and top1, all of the training batch before the
+    update; grad_norm, before clipping; param_norm, after the update; rate.
     """
 
     def loss_fn(params, batch_stats, batch, dropout_key):
@@ -166,7 +177,7 @@ def make_eval_step(
 
     def eval_step(state: TrainState, batch: Batch):
         logits = model.apply(
-            state.average or state.variables,
+            state.evaluated,
             preprocess(batch, train=False),
             train=False,
         )

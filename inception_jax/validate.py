@@ -4,8 +4,8 @@ Needs neither jax nor TensorFlow. What depends on devices or data (divisibility 
 of maps, what is on disk) is checked where it is known.
 """
 
-import math
 import re
+import sys
 
 from ml_collections import ConfigDict
 
@@ -73,16 +73,21 @@ def _check_types(fields, known):
             _check_patterns(name, value)
             continue
         numbers = value if wanted is tuple else (value,) if wanted is float else ()
-        if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers):
+        if not all(map(_finite, numbers)):
             raise UserError(f"config.{name} is {value!r}: it needs finite numbers")
         if wanted is tuple and len(value) != len(default):
             raise UserError(f"config.{name} is {value!r}: it needs {len(default)} numbers")
 
 
+def _finite(value):
+    """Whether it is a number that floats can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _check_patterns(name, pairs):
     for pair in pairs:
         match pair:
-            case (str(pattern), (int() | float()) as factor) if math.isfinite(factor):
+            case (str(pattern), (int() | float()) as factor) if _finite(factor):
                 pass
             case _:
                 raise UserError(
@@ -131,11 +136,12 @@ def _check_together(config):
             f" config.epochs={config.epochs}"
         )
     staircase = config.schedule.name == "step" and config.schedule.factor != 1
-    if staircase and config.schedule.every_epochs > config.epochs:
+    rest = config.epochs - config.schedule.warmup_epochs
+    if staircase and config.schedule.every_epochs >= rest:
         raise UserError(
-            f"config.schedule.every_epochs={config.schedule.every_epochs} is longer than the run,"
-            f" config.epochs={config.epochs}: lower it, or set config.schedule.factor=1 for a"
-            " constant rate"
+            f"config.schedule.every_epochs={config.schedule.every_epochs} is as long as the run"
+            f" after its warm-up, {rest} epochs, or longer, so that the rate would never fall:"
+            " lower it, or set config.schedule.factor=1 for a constant rate"
         )
     if config.mesh.data == 0 or config.mesh.data < -1:
         raise UserError(

@@ -40,9 +40,10 @@ def test_at_every_step_the_average_is_the_weighted_sum_of_all_since_it_began(
     update = jax.jit(update)
     rng = np.random.default_rng(0)
     trajectory = rng.normal(size=(60, 3)).cumsum(axis=0)
-    mean = {"params": jnp.full(3, 99.0), "batch_stats": {}}  # its first value must not matter
+    state = average.start({"params": jnp.full(3, 99.0), "batch_stats": {}})  # must not matter
     for step, values in enumerate(trajectory, start=1):
-        mean = update(mean, jnp.int32(step), {"params": jnp.asarray(values), "batch_stats": {}})
+        state = update(state, jnp.int32(step), {"params": jnp.asarray(values), "batch_stats": {}})
+        mean = state["mean"]
         began = trajectory[start:step] if step > start else [values]
         expected = closed_form(name, decay, began)
         np.testing.assert_allclose(mean["params"], expected, rtol=1e-11, err_msg=str(step))
@@ -50,18 +51,28 @@ def test_at_every_step_the_average_is_the_weighted_sum_of_all_since_it_began(
             np.testing.assert_array_equal(mean["params"], values)
 
 
-def test_a_long_average_keeps_its_digits():
-    """In 300,000 steps of float32 around 1, rounding must not drift, as it does where the old
-    mean is multiplied by 1 - w."""
-    update = average.make_update(config(decay=0.9999), Fraction(10), 10**6)
-    noise = jax.random.normal(jax.random.key(0), (300_000,)) * 0.01 + 1
+@pytest.mark.parametrize("name", ["plain", "exponential"])
+@pytest.mark.parametrize("moves", ["drifts", "stands still"])
+def test_in_two_million_steps_of_float32_no_update_is_too_small_to_count(name, moves):
+    """Each changes the mean by less than its last digit; uncompensated, both stand still."""
+    total, decay = 2_000_000, 0.9999
+    update = average.make_update(config(name=name, decay=decay), Fraction(10), total)
 
-    def one(mean, inputs):
-        return update(mean, *inputs), None
+    def value(step):
+        drifting = 1 + 0.1 * step / total
+        return jnp.where(step == 1, 1.01, 1.0 if moves == "stands still" else drifting)
 
-    mean, _ = jax.jit(lambda: jax.lax.scan(one, jnp.ones(()), (jnp.arange(1, 300_001), noise)))()
-    expected = closed_form("exponential", 0.9999, np.asarray(noise, np.float64)[-200_000:])
-    assert abs(float(mean) - expected) < 2e-6
+    def one(state, step):
+        return update(state, step, value(jnp.asarray(step, float))), None
+
+    steps = jnp.arange(1, total + 1, dtype=jnp.int32)
+    state, _ = jax.jit(lambda: jax.lax.scan(one, average.start(jnp.ones(())), steps))()
+
+    each = np.arange(1, total + 1, dtype=np.float64)
+    values = np.ones(total) if moves == "stands still" else 1 + 0.1 * each / total
+    values[0] = 1.01
+    weights = np.ones(total) if name == "plain" else decay ** (total - each)
+    np.testing.assert_allclose(state["mean"], np.average(values, weights=weights), rtol=2e-7)
 
 
 def test_an_average_that_would_have_no_steps_is_told():
@@ -81,7 +92,8 @@ def test_averages_that_pass_are_those_that_can_be_made():
         for name in validate.AVERAGES
         if name != "none"
     ]
-    values = {float(update(1.0, jnp.int32(50), jnp.ones(()) * 2)) for update in newest}
+    one = average.start(jnp.ones(()))
+    values = {float(update(one, jnp.int32(50), jnp.ones(()) * 2)["mean"]) for update in newest}
     assert len(values) == len(newest) == 2
 
 
@@ -115,7 +127,7 @@ def test_rates_and_averages_of_a_run_that_was_killed_are_the_closed_forms(name, 
     assert len(names) > 200
     for step in (1, start, start + 1, start + 2, newest(tmp_path) // 2, total):
         for parameter in names:
-            stored = saved[step][f"['average']{parameter}"]
+            stored = saved[step][f"['average']['mean']{parameter}"]
             began = [saved[k][parameter] for k in range(start + 1, step + 1)]
             expected = closed_form(name, 0.8, began or [saved[step][parameter]])
             scale = np.abs(expected).max()

@@ -142,6 +142,25 @@ def test_the_official_tars_are_prepared_without_a_word_but_where_they_are(prepar
     assert process.stderr == ""
 
 
+def test_what_is_prepared_needs_its_tars_no_more(prepared, tmp_path, capfd):
+    flags = [f"--data_dir={prepared[0]}", f"--manual_dir={tmp_path}"]
+    assert prepare.main(["prepare", "imagenet2012", *flags]) == 0
+    assert capfd.readouterr().out.startswith(f"imagenet2012 is in {prepared[0]}")
+
+
+@pytest.mark.parametrize("share", [0, 0.6], ids=["empty", "cut"])
+def test_a_tar_that_was_not_downloaded_to_its_end_is_told(share, miniature, tmp_path, capfd):
+    for name in TARS:
+        whole = (miniature[0] / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
+    flags = [f"--data_dir={tmp_path}/sets", f"--manual_dir={tmp_path}"]
+    assert prepare.main(["prepare", "imagenet2012", *flags]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error: could not prepare imagenet2012: an archive in ")
+    assert f"{tmp_path} is cut short or damaged" in error
+    assert error.count("\n") == 1
+
+
 def test_every_image_of_the_tars_is_read_with_its_official_label(miniature, prepared):
     config = imagenet.get_config().data
     config.dir = str(prepared[0])
@@ -186,7 +205,7 @@ def test_an_unknown_variant_names_those_there_are():
         config_lib.load(f"{ROOT}/{RECIPE}:nosuch")
     told = str(caught.value)
     assert "\n" not in told
-    assert "no variant 'nosuch': there are paper and poly" in told
+    assert told == "configs/imagenet.py has no variant 'nosuch': it has paper and poly"
 
 
 def test_the_variants_are_those_that_were_published():

@@ -49,7 +49,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(run_main, tmp_path):
 
     first, second = arrays(whole, STEPS), arrays(killed, STEPS)
     assert first.keys() == second.keys()
-    assert any(name.startswith("['average']['params']") for name in first)
+    assert any(name.startswith("['average']['mean']['params']") for name in first)
     for name, value in first.items():
         assert value.tobytes() == second[name].tobytes(), name
     assert rows(killed) == rows(whole)

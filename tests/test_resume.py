@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import googlenet
-from inception_jax import resume
+from inception_jax import checkpoint, program, resume, sharding, validate
 from inception_jax.config import flatten
 from inception_jax.errors import UserError
 
@@ -15,7 +15,14 @@ REFUSED = {
     *("model.name", "model.auxiliary_heads", "model.batch_norm", "model.width"),
     *("model.small_stem", "data.eval_split", "data.eval_resize", "data.image_size"),
     *("data.mean", "data.std"),
-    *("optim.name", "average.name", "average.decay", "average.start_epochs"),
+    *(
+        "model.dtype",
+        "optim.betas",
+        "optim.name",
+        "average.name",
+        "average.decay",
+        "average.start_epochs",
+    ),
 }
 FIELDS = dict(flatten(googlenet.get_config()))
 
@@ -99,3 +106,32 @@ def test_other_data_are_refused(fact, before):
         resume.compare(stored(), googlenet.get_config(), given_facts, "runs/x")
     told = f"the run in runs/x has {fact}={before}, the data {before + 1}: take another --workdir"
     assert str(caught.value).startswith(told)
+
+
+# What may differ has to leave the names and shapes of what is stored alone.
+STORED_ALIKE = [
+    f for f in FIELDS.keys() - REFUSED if f.startswith(("model.", "loss.", "optim.", "schedule."))
+]
+
+
+@pytest.mark.parametrize("optimiser", validate.OPTIMISERS)
+def test_a_change_that_is_only_told_does_restore(optimiser, config):
+    """Else a run would stop with arrays that do not fit, after it was said to go on."""
+    config.optim.name = optimiser
+    config.schedule.name, config.schedule.every_epochs = "step", 8.0
+    config.lock()
+
+    def stored(config):
+        made = program.make(config, sharding.make_mesh(config.mesh), num_examples=99, num_classes=7)
+        return checkpoint.describe(made.state)
+
+    before = stored(config)
+    assert any("kernel" in name and "opt_state" in name for name in before)
+    told = {f: other(dict(flatten(config))[f]) for f in STORED_ALIKE} | {
+        "schedule.name": "poly",
+        "optim.decay_factors": ((".*/kernel", 2.0), (".*", 1.0)),
+        "optim.rate_factors": ((".*", 3.0),),
+    }
+    assert "optim.clip_norm" in told
+    config.update_from_flattened_dict(told)
+    assert stored(config) == before

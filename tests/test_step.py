@@ -221,7 +221,7 @@ def test_evaluation_is_of_the_average_and_its_statistics_where_there_is_one():
     eval_step = jit(step.make_eval_step(model, pixels))
     own, averaged = eval_step(state, batch), eval_step(other, batch)
     assert own["loss"] != averaged["loss"]
-    state.average = other.variables
+    state.average = average.start(other.variables)
     assert eval_step(state, batch) == averaged
 
 
@@ -234,17 +234,17 @@ def test_an_update_takes_the_average_along_and_leaves_training_alone():
     )
     with_average = make(model, update_average=update)
     state = start(model, 4)
-    state.average = jax.tree.map(jnp.zeros_like, state.variables)
+    state.average = average.start(jax.tree.map(jnp.zeros_like, state.variables))
     without, seen = start(model, 4), []
     for batch in batches:
         state, _ = with_average(state, batch)
         without, _ = make(model)(without, batch)
         seen.append(flat(without.variables))
-    assert flat(state.average).keys() == seen[0].keys()
+    assert flat(state.evaluated).keys() == seen[0].keys()
     for name, value in flat(state.variables).items():
         np.testing.assert_array_equal(value, seen[1][name], err_msg=name)
         mean = (seen[0][name] + seen[1][name]) / 2
-        np.testing.assert_allclose(flat(state.average)[name], mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(flat(state.evaluated)[name], mean, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_of_any_content_leaves_the_sums_alone():

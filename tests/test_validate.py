@@ -14,14 +14,14 @@ TINY = 1e-9
 PATTERNS = [(("a|b", 0), (".*", 1.5)), ((".*", TINY),), ()]
 NO_PATTERNS = [
     *((("(", 1.0),), ((".*", -TINY),), ((".*", float("nan")),), ((".*", "1"),), ((1.0, ".*"),)),
-    *((".*", 1.0), (".*",), ((".*", 1.0, 1.0),)),
+    *((".*", 1.0), (".*",), ((".*", 1.0, 1.0),), ((".*", True),), ((".*", 10**400),)),
 ]
 # For every field with a rule: values that just pass, values that just fail.
 RULES = {
     "seed": ([0, 2**32 - 1], [-1, 2**64]),
     "batch_size": ([1], [0, -1]),
     "accumulation": ([1], [0, -1]),
-    "epochs": ([8.0], [0.0, -1.0, float("nan"), float("inf")]),
+    "epochs": ([8.001], [0.0, -1.0, float("nan"), float("inf")]),
     "log_every_steps": ([1], [0, -1]),
     "model.name": (["googlenet"], ["", "GoogLeNet", "googlenet2"]),
     "model.width": ([TINY], [0.0, -0.5, float("nan")]),
@@ -46,9 +46,9 @@ RULES = {
     "schedule.name": (["step", "poly", "cosine"], ["", "linear"]),
     "schedule.rate": ([0.0], [-TINY, float("nan")]),
     "schedule.factor": ([TINY], [0.0, -0.5]),
-    "schedule.every_epochs": ([TINY, 60.0], [0.0, -1.0, 60.001]),  # of 60 epochs
+    "schedule.every_epochs": ([TINY, 59.999], [0.0, -1.0, 60.0]),  # of 60 epochs
     "schedule.power": ([0.0], [-TINY]),
-    "schedule.warmup_epochs": ([0.0, 60.0], [-TINY, 60.001]),  # of 60 epochs
+    "schedule.warmup_epochs": ([0.0, 51.999], [-TINY, 60.001]),  # of 60 epochs
     "data.image_size": ([1, 256], [0, -1, 257]),  # eval_resize is 256
     "data.eval_resize": ([224], [223, 0]),  # image_size is 224
     "data.crop_area": (
@@ -160,7 +160,7 @@ def test_every_recipe_of_the_repository_is_valid(path):
 
 def test_a_rate_that_never_falls_may_have_stairs_of_any_length():
     config = googlenet.get_config()
-    config.epochs = 1.0
+    config.epochs, config.schedule.warmup_epochs = 30.0, 22.0  # 8 epochs are left
     assert "set config.schedule.factor=1 for a constant rate" in message(config)
     config.schedule.factor = 1.0
     validate.check(config)

@@ -1,10 +1,11 @@
 """What to read: data sets as random access to (encoded image, label), whatever lies beneath.
 
-A data set is a function from `config.data` to a Dataset. `digits` is embedded; every other name is
-a TFDS classification set, prepared on disk in a format that can be read by index.
+A data set is a function from `config.data` to a Dataset. `digits` and `fashion_mnist` are our own;
+every other name is a TFDS classification set, on disk in a format that can be read by index.
 """
 
 import difflib
+import hashlib
 import io
 import os
 import re
@@ -42,7 +43,7 @@ def load(config: ConfigDict) -> Dataset:
     Raises:
       UserError: the name is unknown, or the set or a split is not there; says where it looked.
     """
-    return EMBEDDED.get(config.name, _tfds)(config)
+    return OWN.get(config.name, _tfds)(config)
 
 
 class InMemory:
@@ -80,62 +81,91 @@ def _digits(config):
     return Dataset(splits[config.train_split], splits[config.eval_split], num_classes=10)
 
 
+class IdxFile(NamedTuple):
+    """What a file holds, and the SHA-256 of it unpacked."""
+
+    name: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of dataset-fashion-mnist
+FASHION_MNIST = {  # split: images, labels
+    "train": (
+        IdxFile(
+            "train-images-idx3-ubyte",
+            (60_000, 28, 28),
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        IdxFile(
+            "train-labels-idx1-ubyte",
+            (60_000,),
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+    ),
+    "test": (
+        IdxFile(
+            "t10k-images-idx3-ubyte",
+            (10_000, 28, 28),
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        IdxFile(
+            "t10k-labels-idx1-ubyte",
+            (10_000,),
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
+}
+
+
 def _fashion_mnist(config):
-    """Fashion-MNIST, 60,000 and 10,000 grey images of 28x28 pixels in 10 equal classes.
+    """Fashion-MNIST, 60,000 and 10,000 grey images of 28x28 pixels in 10 classes.
 
     From its four IDX files where they lie in `config.dir`, else from TFDS there, else from where
     Debian's package has the files. Source: Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747.
     """
-    folder = Path(config.dir).expanduser()
+    folder = Path(os.path.expanduser(config.dir))
     if not _idx_files(folder):
-        if (folder / "fashion_mnist").is_dir():
+        if any(folder.glob("fashion_mnist/*/dataset_info.json")):
             return _tfds(config)
         if not _idx_files(DEBIAN_FASHION_MNIST):
+            names = [f"{file.name}.gz" for files in FASHION_MNIST.values() for file in files]
             raise UserError(
                 f"Fashion-MNIST is neither in {folder} nor in {DEBIAN_FASHION_MNIST}: run"
                 " `apt install dataset-fashion-mnist`, or `python -m inception_jax.data.prepare"
                 f" fashion_mnist --data_dir={folder}`, or set config.data.dir to a folder with"
-                f" {', '.join(f'{name}.gz' for names in IDX.values() for name in names[:2])}"
+                f" {', '.join(names)}"
             )
         folder = DEBIAN_FASHION_MNIST
-    _check_splits(config, IDX)
+    _check_splits(config, FASHION_MNIST)
+    found = _idx_files(folder)
     train, evaluation = (
-        _idx_split(folder, *IDX[split]) for split in (config.train_split, config.eval_split)
+        InMemory(*(_read_idx(folder, found, file) for file in FASHION_MNIST[split]))
+        for split in (config.train_split, config.eval_split)
     )
     return Dataset(train, evaluation, num_classes=10)
 
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-IDX = {  # split: file of images, file of labels, images
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000),
-}
-
-
 def _idx_files(folder):
-    """Maps the names in IDX to those of their files that are in a folder."""
-    names = [name for images, labels, _ in IDX.values() for name in (images, labels)]
-    candidates = [(name, folder / f"{name}{end}") for name in names for end in (".gz", "")]
-    return {name: path for name, path in candidates if path.is_file()}
+    """Maps the names of Fashion-MNIST's files to those that are in a folder, packed or not."""
+    names = [file.name for files in FASHION_MNIST.values() for file in files]
+    paths = [(name, folder / f"{name}{end}") for name in names for end in ("", ".gz")]
+    return {name: path for name, path in paths if os.path.isfile(path)}
 
 
-def _idx_split(folder, images_name, labels_name, count):
-    files = _idx_files(folder)
-    for name in (images_name, labels_name):
-        if name not in files:
-            raise UserError(f"{folder} lacks {name}.gz, which lies beside {min(files)}: copy it")
-    images = idx.read(files[images_name], (count, 28, 28))
-    labels = idx.read(files[labels_name], (count,))
-    for label, found in enumerate(np.bincount(labels, minlength=10)):
-        if found != count // 10:  # MNIST's files have the same names and sizes
-            raise UserError(
-                f"{files[labels_name]} has {found} images of class {label}, where Fashion-MNIST has"
-                f" {count // 10}: it is of another set"
-            )
-    return InMemory(images, labels)
+def _read_idx(folder, found, file):
+    if file.name not in found:
+        raise UserError(f"{folder} lacks {file.name}.gz, which lies beside {min(found)}: copy it")
+    values = idx.read(found[file.name], file.shape)
+    if hashlib.sha256(idx.header(file.shape) + values.tobytes()).hexdigest() != file.sha256:
+        raise UserError(  # MNIST's files and others' have the same names and sizes
+            f"{found[file.name]} is not that of Fashion-MNIST, though it has its shape: it is of"
+            " another set, or damaged; take a whole copy of the right file"
+        )
+    return values
 
 
-EMBEDDED: dict[str, Callable[[ConfigDict], Dataset]] = {
+OWN: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
 }
@@ -192,7 +222,7 @@ def _tfds(config):
         # From the files alone: needs no network, and reads any version that was prepared.
         builder = tfds.core.read_only_builder.builder_from_files(config.name, data_dir=folder)
     except (tfds.core.registered.DatasetNotFoundError, ValueError):
-        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
+        known = [*OWN, *tfds.list_builders(with_community_datasets=False)]
         base = re.split("[/:]", config.name)[0]
         if base in known:
             raise UserError(f"data set {config.name} is not in {folder}: {prepare}") from None
@@ -202,7 +232,7 @@ def _tfds(config):
         close = starts or difflib.get_close_matches(base, known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"unknown data set {config.name!r}: it is neither embedded ({', '.join(EMBEDDED)}),"
+            f"unknown data set {config.name!r}: it is neither one of ours ({', '.join(OWN)}),"
             f" nor in {folder}, nor known to TFDS{hint}"
         ) from None
 

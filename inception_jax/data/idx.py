@@ -5,6 +5,8 @@ Big-endian: two zero bytes, the type of the values, the number of axes, the leng
 """
 
 import gzip
+import math
+import struct
 import zlib
 from pathlib import Path
 
@@ -33,22 +35,27 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"could not read {path} ({reason}): {_COPY}") from None
 
-    magic = bytes([0, 0, 8, len(shape)])
-    if data[:4] != magic:
+    expected = header(shape)
+    start = data[: len(expected)]
+    if start[:4] != expected[:4]:
         raise UserError(
-            f"{path} starts with {data[:4].hex() or 'nothing'}, not with {magic.hex()}, the magic"
-            f" number of bytes in {len(shape)} axes: {_COPY}"
+            f"{path} starts with {start[:4].hex() or 'nothing'}, not with {expected[:4].hex()}, the"
+            f" magic number of bytes in {len(shape)} axes: {_COPY}"
         )
-    header = 4 + 4 * len(shape)
-    if len(data) < header:
+    if len(start) < len(expected):
         raise UserError(f"{path} is cut short: {_COPY}")
-    found = tuple(map(int, np.frombuffer(data, ">u4", len(shape), offset=4)))
-    if found != shape:
+    if start != expected:
+        found = struct.unpack(f">{len(shape)}I", start[4:])
         raise UserError(f"{path} holds {_times(found)} values, not {_times(shape)}: {_COPY}")
-    expected = header + int(np.prod(shape))
-    if len(data) != expected:
-        raise UserError(f"{path} has {len(data)} bytes, not {expected}: {_COPY}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    size = len(expected) + math.prod(shape)
+    if len(data) != size:
+        raise UserError(f"{path} has {len(data)} bytes, not {size}: {_COPY}")
+    return np.frombuffer(data, np.uint8, offset=len(expected)).reshape(shape)
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """What a file of unsigned bytes of that shape begins with."""
+    return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
 
 
 _COPY = "take a whole copy of the right file"

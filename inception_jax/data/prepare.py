@@ -5,6 +5,7 @@ python -m inception_jax.data.prepare mnist --data_dir=~/tensorflow_datasets
 
 import os
 import sys
+import tarfile
 
 from absl import flags
 
@@ -51,15 +52,6 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    if name in datasets.BY_HAND:
-        by_hand = datasets.BY_HAND[name]
-        folder = os.path.expanduser(manual_dir or by_hand.folder(data_dir))
-        missing = [file for file in by_hand.files if not os.path.isfile(f"{folder}/{file}")]
-        if missing:
-            raise UserError(
-                f"{folder} lacks {' and '.join(missing)}: download what is missing from"
-                f" {by_hand.source}, or set --manual_dir to where it is"
-            )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         stored = builder.info.file_format if os.path.isdir(builder.data_dir) else None
@@ -71,12 +63,26 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError):
         raise UserError(f"TFDS knows no data set {name!r}") from None
+    if name in datasets.BY_HAND and not stored:
+        by_hand = datasets.BY_HAND[name]
+        folder = os.path.expanduser(manual_dir or by_hand.folder(data_dir))
+        missing = [file for file in by_hand.files if not os.path.isfile(f"{folder}/{file}")]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {' and '.join(missing)}: download what is missing from"
+                f" {by_hand.source}, or set --manual_dir to where it is"
+            )
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=config)
     except requests.RequestException as error:
         where = error.request.url if error.request else "its source"
         raise UserError(f"could not download {name}: no connection to {where}") from None
+    except tarfile.TarError as error:
+        raise UserError(
+            f"could not prepare {name}: an archive in {manual_dir or data_dir} is cut short or"
+            f" damaged ({error}): download it again"
+        ) from None
     except (OSError, AssertionError, tfds.download.DownloadError) as error:
         raise UserError(f"could not prepare {name}: {' '.join(str(error).split())}") from None
     print(f"{name} is in {builder.data_dir}")

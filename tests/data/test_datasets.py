@@ -1,6 +1,7 @@
-"""What is read: the embedded digits, sets of TFDS by index, and the errors where there is none."""
+"""What is read: digits, Fashion-MNIST, TFDS sets by index, and the errors where there is none."""
 
 import gzip
+import hashlib
 import io
 import struct
 from collections import Counter
@@ -103,32 +104,32 @@ def message(config):
 
 
 @pytest.fixture(scope="module")
-def embedded():
+def small():
     return datasets.load(settings("digits"))
 
 
-def test_every_digit_is_in_exactly_one_split_with_its_pixels_and_label(embedded):
+def test_every_digit_is_in_exactly_one_split_with_its_pixels_and_label(small):
     scale = np.array([round(Fraction(v * 255, 16)) for v in range(17)], np.uint8)
     assert scale.tolist()[::4] == [0, 64, 128, 191, 255]
     source = load_digits()
     images = scale[source.images.astype(int)]
     expected = Counter(map(fingerprint, images, source.target))
     assert expected.total() == 1797
-    assert content(embedded.train) + content(embedded.eval) == expected
-    assert (len(embedded.train), len(embedded.eval), embedded.num_classes) == (1437, 360, 10)
+    assert content(small.train) + content(small.eval) == expected
+    assert (len(small.train), len(small.eval), small.num_classes) == (1437, 360, 10)
 
 
-def test_held_out_digits_are_in_proportion(embedded):
+def test_held_out_digits_are_in_proportion(small):
     counts = np.bincount(load_digits().target)
-    held_out = np.bincount([embedded.eval.read(i)[1] for i in range(360)], minlength=10)
+    held_out = np.bincount([small.eval.read(i)[1] for i in range(360)], minlength=10)
     assert held_out.sum() == 360
     assert (np.abs(held_out - counts * 360 / 1797) < 1).all()
 
 
-def test_which_digits_are_held_out_never_changes(embedded):
+def test_which_digits_are_held_out_never_changes(small):
     """Otherwise accuracies of different runs are of different images."""
     again = datasets.load(settings("digits"))
-    for ours, theirs in ((embedded.train, again.train), (embedded.eval, again.eval)):
+    for ours, theirs in ((small.train, again.train), (small.eval, again.eval)):
         assert [ours.read(i) for i in range(len(ours))] == [
             theirs.read(i) for i in range(len(theirs))
         ]
@@ -263,14 +264,29 @@ def fashion_split(count, seed):
     return images, labels
 
 
+def idx_bytes(values):
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
 def write_idx(path, values):
-    data = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+    data = idx_bytes(values)
     path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
 
 
 @pytest.fixture(scope="module")
 def fashion():
-    return {"train": fashion_split(60_000, seed=0), "test": fashion_split(10_000, seed=1)}
+    """Made-up images and labels, with their checksums in place of Fashion-MNIST's."""
+    splits = {"train": fashion_split(60_000, seed=0), "test": fashion_split(10_000, seed=1)}
+    table = {
+        split: tuple(
+            file._replace(sha256=hashlib.sha256(idx_bytes(values)).hexdigest())
+            for file, values in zip(datasets.FASHION_MNIST[split], arrays, strict=True)
+        )
+        for split, arrays in splits.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "FASHION_MNIST", table)
+        yield splits
 
 
 @pytest.fixture(scope="module")
@@ -333,25 +349,32 @@ def test_each_missing_file_of_fashion_mnist_is_named(name, fashion_copy):
     assert f"{fashion_copy} lacks {name}" in text
 
 
-def test_mnist_under_the_names_of_fashion_mnist_is_refused(fashion_copy):
-    """Both have the same names and sizes; MNIST's classes are not equally frequent."""
-    counts = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)  # MNIST, test
-    path = fashion_copy / FASHION_FILES[3]
+@pytest.mark.parametrize("which", [0, 1], ids=["images", "labels"])
+def test_another_set_under_the_names_of_fashion_mnist_is_refused(which, fashion, fashion_copy):
+    """MNIST and KMNIST have the same names and sizes; so has a file with one pixel changed."""
+    path = fashion_copy / FASHION_FILES[2 + which]
     path.unlink()
-    write_idx(path, np.repeat(np.arange(10), counts).astype(np.uint8))
+    values = fashion["test"][which].copy()
+    values.flat[-1] ^= 1
+    write_idx(path, values)
     text = message(settings("fashion_mnist", fashion_copy, train_split="test"))
-    assert f"{path} has 980 images of class 0, where Fashion-MNIST has 1000" in text
-    assert "it is of another set" in text
+    assert text.startswith(f"{path} is not that of Fashion-MNIST")
+    assert "it is of another set, or damaged" in text
 
 
-def test_a_label_that_fashion_mnist_does_not_have_is_refused(fashion, fashion_copy):
-    path = fashion_copy / FASHION_FILES[3]
-    path.unlink()
-    labels = fashion["test"][1].copy()
-    labels[labels == 9] = 255
-    write_idx(path, labels)
-    text = message(settings("fashion_mnist", fashion_copy, train_split="test"))
-    assert f"{path} has 0 images of class 9" in text
+def test_an_interrupted_preparation_does_not_hide_the_package(
+    fashion, fashion_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", fashion_folder)
+    (tmp_path / "fashion_mnist" / "3.0.1.incomplete").mkdir(parents=True)
+    data = datasets.load(settings("fashion_mnist", tmp_path, train_split="test"))
+    assert len(data.eval) == 10_000
+
+
+def test_a_home_folder_that_nobody_has_is_one_line(no_package):
+    assert "neither in ~nobody_has_this/x nor in" in message(
+        settings("fashion_mnist", "~nobody_has_this/x")
+    )
 
 
 def test_a_damaged_file_of_fashion_mnist_is_named(fashion_copy):
