@@ -23,6 +23,7 @@ lint: $(VENV)/ready-dev
 
 bench: $(VENV)/ready  ## side-by-side measurements; see benchmarks/
 	$(BIN)/python -m benchmarks.max_pool
+	$(BIN)/python -m benchmarks.huge_pages --config=configs/fashion_mnist.py
 
 smoke: $(VENV)/ready  ## the main job for an epoch, to the end
 	rm -rf runs/smoke

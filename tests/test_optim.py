@@ -319,6 +319,7 @@ def test_the_first_pattern_that_fits_the_whole_name_gives_the_factor():
             "the pattern 'bias' fits no parameter; names are like conv1",
         ),
         ((("conv2/.*", 2.0), (".*", 1.0)), "the pattern 'conv2/.*' fits no parameter"),
+        ((("conv1", 2.0), (".*", 1.0)), "the pattern 'conv1' fits no parameter"),
         (((".*", 1.0), (".*/bias", 2.0)), "fits only parameters that patterns before it take"),
         (((".*/bias", 2.0),), "has no pattern for the parameter conv1/3x3/kernel: end it with one"),
         ((), "has no pattern for the parameter conv1/3x3/bias"),

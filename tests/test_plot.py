@@ -69,6 +69,18 @@ def test_runs_stand_side_by_side_under_their_names(workdir, tmp_path, monkeypatc
     assert labels == [f"{run}, {kind}" for run in ("first", "second") for kind in kinds]
 
 
+def test_runs_whose_folders_have_one_name_are_told_apart_by_their_paths(
+    workdir, tmp_path, monkeypatch
+):
+    other = tmp_path / "second" / "first"
+    other.mkdir(parents=True)
+    write(other, [{"kind": "eval", "step": 1, "epoch": 1.0, "top1": 0.5, "loss": 1.0}])
+    drawn = []
+    monkeypatch.setattr(plot, "plot", lambda runs, out: drawn.extend(runs))
+    assert plot.main(["plot", str(workdir), str(other)]) == 0
+    assert drawn == [str(workdir), str(other)]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -76,6 +88,8 @@ def test_runs_stand_side_by_side_under_their_names(workdir, tmp_path, monkeypatc
         ("", "holds no evaluation yet"),
         ('{"kind": "train", "epoch": 1}\n', "holds no evaluation yet"),
         ('{"kind": "ev', "is damaged"),
+        ("[1]", "is damaged"),
+        ("{}", "is damaged"),
     ],
 )
 def test_a_run_without_anything_to_draw_is_one_line(content, told, tmp_path, capfd):

@@ -48,6 +48,7 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
       UserError: TFDS does not know the set, or could not get or store it.
     """
     import requests
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
@@ -78,12 +79,12 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     except requests.RequestException as error:
         where = error.request.url if error.request else "its source"
         raise UserError(f"could not download {name}: no connection to {where}") from None
-    except tarfile.TarError as error:
+    except (tarfile.TarError, tf.errors.OutOfRangeError) as error:
         raise UserError(
             f"could not prepare {name}: an archive in {manual_dir or data_dir} is cut short or"
             f" damaged ({error}): download it again"
         ) from None
-    except (OSError, AssertionError, tfds.download.DownloadError) as error:
+    except (OSError, AssertionError, tf.errors.OpError, tfds.download.DownloadError) as error:
         raise UserError(f"could not prepare {name}: {' '.join(str(error).split())}") from None
     print(f"{name} is in {builder.data_dir}")
 
