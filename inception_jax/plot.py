@@ -92,7 +92,7 @@ def plot(runs: dict[str, dict[str, list[dict]]], out: Path) -> None:
             f"{last['top1']:.2%}",
             (last["epoch"], last["top1"]),
             textcoords="offset points",
-            xytext=(0, 7),
+            xytext=(0, -14),
             ha="right",
             color=colour,
         )

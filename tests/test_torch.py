@@ -1,6 +1,6 @@
 """Training and inference equal those of PyTorch: its layers, gradients, optimisers.
 
-Skipped where torch is absent. To run it: pip install torch; pytest tests/test_torch.py
+Skipped where torch is absent: `make torch` installs it.
 """
 
 import itertools
