@@ -19,7 +19,7 @@ from configs import googlenet
 from inception_jax import average, models, program, sharding
 from inception_jax.models import layers
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+torch = pytest.importorskip("torch", reason="torch is not installed: see `make torch`")
 
 import torch_googlenet as theirs  # noqa: E402  it imports torch
 
