@@ -97,6 +97,7 @@ def test_averages_that_pass_are_those_that_can_be_made():
     assert len(values) == len(newest) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "exponential"])
 def test_rates_and_averages_of_a_run_that_was_killed_are_the_closed_forms(name, run_main, tmp_path):
     """Every step is saved, so the average can be summed up anew from the saved parameters."""

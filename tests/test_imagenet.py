@@ -174,6 +174,7 @@ def test_every_image_of_the_tars_is_read_with_its_official_label(miniature, prep
     assert (len(data.train), len(data.eval)) == (TRAIN_IMAGES, VALIDATION_IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["", ":poly"], ids=["paper", "poly"])
 def test_the_published_recipe_trains_and_is_evaluated(variant, prepared, tmp_path):
     process = python(
