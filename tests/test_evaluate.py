@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (10, 8)).astype(np.float32)  # 10 images, 8 classes
 RANKS = np.array([0, 0, 0, 0, 1, 4, 4, 5, 5, 7])  # how many classes are better than the label
 LABELS = np.take_along_axis((-LOGITS).argsort(1), RANKS[:, None], 1)[:, 0]
-STATE = SimpleNamespace(params=LOGITS, batch_stats={})
+STATE = step.TrainState(step=0, params=LOGITS, batch_stats={}, opt_state=())
 
 
 class Table:
