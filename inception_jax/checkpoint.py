@@ -2,7 +2,7 @@
 
     WORKDIR/checkpoints/STEP/state/          orbax's files
     WORKDIR/checkpoints/STEP/meta.json       step, config, counters, mark of metrics.jsonl
-    WORKDIR/checkpoints/STEP/checksums.json  SHA-256 of every file above
+    WORKDIR/checkpoints/STEP/checksums.json  SHA-256 of every file above and of itself
     WORKDIR/checkpoints/.unfinished/         what is being written or deleted
 
 The order of a save at step k: the losses up to k are known to be finite; metrics up to k are on the
@@ -162,7 +162,9 @@ class Checkpoints:
         try:
             self._orbax.wait_until_finished()
             (temporary / META).write_text(json.dumps(meta))
-            (temporary / CHECKSUMS).write_text(json.dumps(_hash_files(temporary), indent=1))
+            hashes = _hash_files(temporary)
+            sealed = {CHECKSUMS: _hash(json.dumps(hashes).encode())} | hashes
+            (temporary / CHECKSUMS).write_text(json.dumps(sealed, indent=1))
             _fsync_tree(temporary)
             temporary.rename(self.folder / str(step))
             _fsync(self.folder)
@@ -200,11 +202,12 @@ def verify(folder: Path) -> str | None:
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
         found = _hash_files(folder)
-        if not isinstance(expected, dict) or META not in expected:
+        own = expected.pop(CHECKSUMS)
+        if own != _hash(json.dumps(expected).encode()):
             return f"{CHECKSUMS} is damaged"
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # not what was written
         return f"{CHECKSUMS} is damaged"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
@@ -225,9 +228,13 @@ def describe(tree) -> dict[str, str]:
     }
 
 
+def _hash(content):
+    return hashlib.sha256(content).hexdigest()
+
+
 def _hash_files(folder):
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): _hash(path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / CHECKSUMS
     }

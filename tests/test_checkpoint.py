@@ -103,6 +103,16 @@ def test_any_damage_to_any_file_is_named_and_the_older_checkpoint_restored(saved
             shutil.rmtree(workdir)
 
 
+def test_a_flipped_bit_anywhere_in_the_checksums_blames_no_other_file(saved, tmp_path):
+    folder = shutil.copytree(saved / "checkpoints" / "20", tmp_path / "20")
+    assert verify(folder) is None
+    file = folder / "checksums.json"
+    content = file.read_bytes()
+    for i in range(len(content)):
+        file.write_bytes(content[:i] + bytes([content[i] ^ 0x04]) + content[i + 1 :])
+        assert verify(folder) == "checksums.json is damaged", i
+
+
 def test_where_every_checkpoint_is_damaged_nothing_is_touched(workdir):
     for step in STEPS:
         empty(workdir / "checkpoints" / str(step) / "meta.json")
