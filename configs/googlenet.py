@@ -6,7 +6,33 @@ Not a recipe of its own: configs/digits.py is the smallest one. Sources:
              quick_solver.prototxt
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
+
+# What can be chosen of one network or several, with the published value of the first.
+MODEL_FIELDS = {
+    "dropout": float,  # before each classifier, or after hidden layers; googlenet 0.4, others 0.5
+    "batch_norm": bool,  # googlenet (instead of LRN), vgg: False
+    "batch_norm_epsilon": float,  # googlenet: 1e-5
+    "lrn": bool,  # googlenet, alexnet, zfnet: True
+    "lrn_k": float,  # googlenet: 1.0; alexnet, zfnet: 2.0
+    "lrn_alpha": float,  # divided by the size of 5; googlenet: 1e-4; alexnet, zfnet: 5e-4
+    # of googlenet
+    "module": str,  # reduced or naive
+    "branches": str,  # 1x1,3x3,5x5,pool
+    "projection": bool,  # after a module's pooling: in reduced modules
+    "modules": str,  # 3a,3b,4a,4b,4c,4d,4e,5a,5b
+    "kernel_5x5": int,  # 5
+    "pool4_window": int,  # 3
+    "auxiliary_heads": bool,  # True
+    "auxiliary_bins": int,  # 0: 5x5 windows, 3 apart
+    "auxiliary_dropout": float,  # 0.7
+    "small_stem": bool,  # 3x3/1 instead of 7x7/2 and pooling, for small images: False
+    # of alexnet
+    "variant": str,  # grouped, ungrouped or single_tower
+    # of sppnet
+    "base": str,  # zf5 or overfeat7
+    "pyramid": tuple,  # bins along a side of each level: (1, 2, 3, 6)
+}
 
 
 def get_config() -> ConfigDict:
@@ -18,14 +44,13 @@ def get_config() -> ConfigDict:
     config.epochs = 60.0  # reference: quick_solver.prototxt, 2.4 M iterations of 32 images
 
     config.model = ConfigDict()
-    config.model.name = "googlenet"
-    config.model.auxiliary_heads = True  # paper, section 5
-    config.model.batch_norm = False  # instead of LRN; for small images
-    config.model.width = 1.0  # factor on every layer's channels; for small images
-    config.model.small_stem = False  # 3x3/1 instead of 7x7/2 and pooling; for small images
-    config.model.dropout = 0.4  # before the main classifier; paper, section 5
-    config.model.auxiliary_dropout = 0.7  # paper, section 5
+    config.model.name = "googlenet"  # alexnet, zfnet, vgg11, vgg13, vgg16, vgg19, sppnet
     config.model.dtype = "float32"  # of computation: bfloat16, float32 or float64 (to verify)
+    config.model.width = 1.0  # factor on every layer's channels; for small images
+    # What is None is as the network's own paper has it: its class in inception_jax/models says how.
+    # A field that the chosen network does not have has to stay None.
+    for field, kind in MODEL_FIELDS.items():
+        config.model[field] = config_dict.placeholder(kind)
 
     config.loss = ConfigDict()
     config.loss.auxiliary_weight = 0.3  # of each auxiliary head; paper, section 5
@@ -45,6 +70,7 @@ def get_config() -> ConfigDict:
     config.optim.decay_factors = ((".*/kernel", 1.0), (".*", 0.0))
     config.optim.rate_factors = ((".*/bias", 2.0), (".*", 1.0))
     config.optim.clip_norm = 0.0  # of the gradient of all parameters together; 0: no clipping
+    config.optim.max_filter_rms = 0.0  # of each convolution's filter, 0: any; Zeiler & Fergus 2013
     config.optim.betas = (0.9, 0.999)  # adamw, lamb; of rmsprop the second; Kingma & Ba 2015
     config.optim.epsilon = 1e-8  # adamw, lamb, rmsprop; Kingma & Ba 2015
     config.optim.trust_coefficient = 0.001  # lars; You et al. 2017

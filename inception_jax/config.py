@@ -20,7 +20,8 @@ from inception_jax.errors import UserError
 
 HELP = """\
   --config=FILE[:ARGUMENT]  the recipe: a Python file with get_config(); ARGUMENT is handed to it
-  --config.FIELD=VALUE      change one field of it, as in --config.schedule.rate=0.02
+  --config.FIELD=VALUE      change one field of it, as in --config.schedule.rate=0.02; None sets a
+                            field of the network back to what was published
 """
 
 
@@ -48,6 +49,8 @@ def parse(
     values = flags.FlagValues()
     define(values)
     rest = [arg for arg in argv if not arg.startswith(("--config=", "-config="))]
+    unset = [arg for arg in rest if arg.lstrip("-").startswith("config.") and arg.endswith("=None")]
+    rest = [arg for arg in rest if arg not in unset]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
         positional = values(rest)
@@ -58,6 +61,10 @@ def parse(
         ) from None
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_wrong_value(error, dict(flatten(config)))) from None
+    for arg in unset:  # absl has no word for it
+        values.config.update_from_flattened_dict(
+            {arg.partition(".")[2].removesuffix("=None"): None}
+        )
     if len(positional) > 1:
         raise UserError(f"unexpected argument {positional[1]!r}: flags start with --; see --help")
     return values, values.config

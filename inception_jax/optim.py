@@ -90,7 +90,8 @@ def make_optimizer(config: ConfigDict, schedule, params) -> optax.GradientTransf
                form: to |w| / |g + decay w|, where the paper has |w| / (|g| + decay |w|)
       adamw    (Loshchilov & Hutter 2019)
       lamb     AdamW scaled as in LARS (You et al. 2020)
-    and a factor on each parameter's rate. Weight decay is L2, in the gradient and so in the
+    and a factor on each parameter's rate; filters may be limited to a root mean square (Zeiler &
+    Fergus 2013, section 3). Weight decay is L2, in the gradient and so in the
     momentum, but in adamw and lamb beside it. LARS and LAMB scale what is decayed, as is usual for
     both: the norms of biases say little.
 
@@ -136,7 +137,22 @@ def make_optimizer(config: ConfigDict, schedule, params) -> optax.GradientTransf
     # In any case a part, so that a run may go on with another value: states go by position.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     faster = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rate_factors))
-    return optax.chain(clip, *parts, faster)
+    return optax.chain(clip, *parts, faster, _limit_filters(config.max_filter_rms))
+
+
+def _limit_filters(limit):
+    """Scales each filter whose root mean square would exceed the limit back to it; 0: none."""
+    if not limit:
+        return optax.identity()
+
+    def limited(update, param):
+        if param.ndim != 4:  # not the kernel of a convolution
+            return update
+        filters = param + update
+        rms = jnp.sqrt(jnp.mean(jnp.square(filters), axis=(0, 1, 2)))
+        return filters * jnp.minimum(1, limit / jnp.maximum(rms, limit)) - param
+
+    return optax.stateless(lambda updates, params: jax.tree.map(limited, updates, params))
 
 
 def factors(field: str, patterns: Sequence[tuple[str, float]], params) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 
+from configs.googlenet import MODEL_FIELDS
 from inception_jax.config import flatten
 from inception_jax.errors import UserError
 
@@ -13,10 +14,8 @@ FIXED = (
     "batch_size",
     "model.name",
     "model.dtype",
-    "model.auxiliary_heads",
-    "model.batch_norm",
     "model.width",
-    "model.small_stem",
+    *(f"model.{name}" for name in MODEL_FIELDS if "dropout" not in name),
     "data.name",
     "data.train_split",
     "data.eval_split",

@@ -24,14 +24,17 @@ DTYPES = ("float32", "bfloat16", "float64")
 _POSITIVE = (
     *("batch_size", "accumulation", "epochs", "log_every_steps", "mesh.model", "model.width"),
     *("schedule.every_epochs", "schedule.factor", "checkpoint.every_steps", "checkpoint.keep"),
+    *("model.batch_norm_epsilon", "model.lrn_k", "model.kernel_5x5", "model.pool4_window"),
+    "model.pyramid",
     *("data.image_size", "data.eval_resize", "data.crop_area", "data.crop_aspect", "data.std"),
     *("eval.batch_size", "eval.every_steps"),
     *("optim.epsilon", "optim.trust_coefficient", "average.decay"),
 )
 _NOT_NEGATIVE = (
     *("seed", "loss.auxiliary_weight", "loss.label_smoothing"),
-    *("model.dropout", "model.auxiliary_dropout"),
+    *("model.dropout", "model.auxiliary_dropout", "model.lrn_alpha", "model.auxiliary_bins"),
     *("optim.momentum", "optim.weight_decay", "optim.clip_norm", "optim.betas"),
+    "optim.max_filter_rms",
     *("schedule.rate", "schedule.power", "schedule.warmup_epochs", "average.start_epochs"),
 )
 _BELOW_ONE = (
@@ -63,8 +66,11 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_types(fields, known):
+    optional = {f"model.{name}": kind for name, kind in googlenet.MODEL_FIELDS.items()}
     for name, default in known.items():
-        value, wanted = fields[name], type(default)
+        value, wanted = fields[name], optional.get(name, type(default))
+        if value is None and name in optional:
+            continue
         if type(value) is int and wanted is float:
             continue
         if type(value) is not wanted:
@@ -75,7 +81,7 @@ def _check_types(fields, known):
         numbers = value if wanted is tuple else (value,) if wanted is float else ()
         if not all(map(_finite, numbers)):
             raise UserError(f"config.{name} is {value!r}: it needs finite numbers")
-        if wanted is tuple and len(value) != len(default):
+        if default and wanted is tuple and len(value) != len(default):
             raise UserError(f"config.{name} is {value!r}: it needs {len(default)} numbers")
 
 
@@ -114,6 +120,8 @@ def _check_numbers(fields):
     ):
         for name in names:
             value = fields[name]
+            if value is None:  # as published
+                continue
             if not all(map(holds, value if isinstance(value, tuple) else (value,))):
                 raise UserError(f"config.{name} is {value}: it must be {rule}")
     for name in ("data.crop_area", "data.crop_aspect"):

@@ -4,13 +4,14 @@ Parameter names are those of the reference implementation (BVLC/caffe, models/bv
 `inception_3a/5x5_reduce/kernel`, `loss1/classifier/bias`. Used through `models.build`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from inception_jax.config import choose
 from inception_jax.errors import UserError
 from inception_jax.models import layers
 
@@ -37,16 +38,20 @@ TABLE_1 = {
     "5a": Widths(256, 160, 320, 32, 128, 128),
     "5b": Widths(384, 192, 384, 48, 128, 128),
 }
-STAGES = (("3a", "3b"), ("4a", "4b", "4c", "4d", "4e"), ("5a", "5b"))
+STAGES = {"3": ("3a", "3b"), "4": ("4a", "4b", "4c", "4d", "4e"), "5": ("5a", "5b")}
+BRANCHES = ("1x1", "3x3", "5x5", "pool")
 AUXILIARY = {"4a": "loss1", "4d": "loss2"}  # module whose output feeds each auxiliary head
 AUXILIARY_POOL = (5, 3)  # average pool: window, stride, without padding
+BIAS = 0.2  # to start with, of all but the classifiers (reference)
 
 
-class Logits(NamedTuple):
-    """What a network returns: the main classifier's logits and those of its auxiliary heads."""
+class Form(NamedTuple):
+    """What all modules of one network have in common; the attributes are GoogLeNet's."""
 
-    main_BK: jax.Array
-    auxiliary: tuple[jax.Array, ...] = ()
+    reduced: bool
+    branches: tuple[str, ...]
+    projection: bool
+    kernel_5x5: int
 
 
 class GoogLeNet(nn.Module):
@@ -60,9 +65,21 @@ class GoogLeNet(nn.Module):
 
     Attributes:
       num_classes: K.
+      module: reduced, 1x1 convolutions before the 3x3 and the 5x5 (paper, Figure 2b), or naive,
+        all straight on the input (Figure 2a).
+      branches: which of 1x1, 3x3, 5x5 and pool each module has, with commas.
+      projection: a 1x1 convolution after each module's pooling; None: in reduced modules.
+      modules: which of 3a to 5b there are, with commas.
+      kernel_5x5: window of the convolution called 5x5; 3 in torchvision's network.
+      pool4_window: of the pooling before 5a; 2 in torchvision's network.
       auxiliary_heads: whether training has the two auxiliary classifiers.
-      batch_norm: batch normalisation after every convolution, instead of both LRNs and the biases
-        of convolutions (Ioffe & Szegedy 2015). Off in the paper.
+      auxiliary_bins: 0: the heads average over 5x5 windows, 3 pixels apart; else over as many bins
+        along each side of the map, 4 in torchvision's network, so that any image size fits.
+      lrn: response normalisation before and after conv2; None: unless batch_norm.
+      lrn_k, lrn_alpha: its constants; alpha is divided by the size of 5.
+      batch_norm: batch normalisation after every convolution, instead of the biases of
+        convolutions (Ioffe & Szegedy 2015). Off in the paper.
+      batch_norm_epsilon: added to the variance; 1e-3 in torchvision's network.
       width: factor on every layer's channels but the classifiers'. 1 in the paper.
       small_stem: a 3x3/1 convolution instead of 7x7/2 and its pooling, so that small images are
         halved three times instead of five. Off in the paper.
@@ -72,8 +89,19 @@ class GoogLeNet(nn.Module):
     """
 
     num_classes: int
+    module: str = "reduced"
+    branches: str = ",".join(BRANCHES)
+    projection: bool | None = None
+    modules: str = ",".join(TABLE_1)
+    kernel_5x5: int = 5
+    pool4_window: int = 3
     auxiliary_heads: bool = True
+    auxiliary_bins: int = 0
+    lrn: bool | None = None
+    lrn_k: float = 1.0
+    lrn_alpha: float = 1e-4
     batch_norm: bool = False
+    batch_norm_epsilon: float = 1e-5
     width: float = 1.0
     small_stem: bool = False
     dropout: float = 0.4
@@ -82,26 +110,31 @@ class GoogLeNet(nn.Module):
 
     def check(self, image_size: int) -> None:
         """Raises UserError where the network cannot be built for square images of that size."""
-        smallest = min(min(widths) for widths in TABLE_1.values())
-        if round(smallest * self.width) < 1:
+        choose("model.module", self.module, ("reduced", "naive"))
+        _check_names("branches", self.branches, BRANCHES)
+        _check_names("modules", self.modules, tuple(TABLE_1))
+        if self.auxiliary_heads and not AUXILIARY.keys() & _names(self.modules):
             raise UserError(
-                f"config.model.width={self.width} leaves a layer of {smallest} channels with none;"
-                f" it must be above {0.5 / smallest}"
+                f"config.model.modules={self.modules} has neither 4a nor 4d, after which the"
+                " auxiliary heads come: set config.model.auxiliary_heads=False"
             )
-        sizes = self.map_sizes(image_size)
-        if min(sizes.values()) < 1:
+        if self.kernel_5x5 % 2 == 0:
             raise UserError(
-                self._too_small(image_size, "GoogLeNet", lambda s: min(s.values()) >= 1)
+                f"config.model.kernel_5x5 is {self.kernel_5x5}: it must be odd, else the branches'"
+                " maps would differ in size"
             )
-        if self.auxiliary_heads and sizes["4"] < AUXILIARY_POOL[0]:
-            raise UserError(
-                self._too_small(
+        layers.check_width(self.width, dict(self._channels()))
+        layers.check_size(image_size, "GoogLeNet", lambda s: min(self.map_sizes(s).values()) >= 1)
+        if self.auxiliary_heads:
+            least = self.auxiliary_bins or AUXILIARY_POOL[0]
+            try:
+                layers.check_size(
                     image_size,
                     "the auxiliary heads",
-                    lambda s: s["4"] >= AUXILIARY_POOL[0],
+                    lambda s: self.map_sizes(s)["4"] >= least,
                 )
-                + " or set config.model.auxiliary_heads=False"
-            )
+            except UserError as error:
+                raise UserError(f"{error}, or config.model.auxiliary_heads=False") from None
 
     def map_sizes(self, image_size: int) -> dict[str, int]:
         """Side of the square feature map, in pixels, of stages 1 to 5 (224: 56, 28, 14, 7)."""
@@ -110,20 +143,13 @@ class GoogLeNet(nn.Module):
             size = (size - 1) // 2 + 1  # 7x7/2 with 3 pixels of padding
             size = layers.ceil_pool_size(size, 3, 2)
         sizes = {"1": size}
-        for stage in ("3", "4", "5"):
-            size = layers.ceil_pool_size(size, 3, 2)
+        for stage in STAGES:
+            size = layers.ceil_pool_size(size, self._pool_window(stage), 2)
             sizes[stage] = size
         return sizes
 
-    def _too_small(self, image_size, what, fits):
-        least = next(size for size in range(image_size, 1000) if fits(self.map_sizes(size)))
-        return (
-            f"images of {image_size} pixels are too small for {what}:"
-            f" set config.data.image_size to {least} or more"
-        )
-
     @nn.compact
-    def __call__(self, images_BHWC: jax.Array, train: bool = False) -> Logits:
+    def __call__(self, images_BHWC: jax.Array, train: bool = False) -> layers.Logits:
         """Classifies images.
 
         Args:
@@ -133,154 +159,180 @@ class GoogLeNet(nn.Module):
         Returns:
           Logits, in the parameters' dtype; auxiliary ones (after 4a, after 4d) in training only.
         """
-        dtype = jnp.dtype(self.dtype)
-        unit = _Unit(self.width, self.batch_norm, dtype, train)
-        x_BHWC = images_BHWC.astype(dtype)
-        if self.small_stem:
-            x_BHWC = ConvStage(unit, (("3x3", 64, 3, 1),), name="conv1")(x_BHWC)
-        else:
-            x_BHWC = ConvStage(unit, (("7x7_s2", 64, 7, 2),), name="conv1")(x_BHWC)
-            x_BHWC = layers.max_pool_ceil(x_BHWC)
-        if not self.batch_norm:
-            x_BHWC = layers.lrn(x_BHWC)
-        x_BHWC = ConvStage(unit, (("3x3_reduce", 64, 1, 1), ("3x3", 192, 3, 1)), name="conv2")(
-            x_BHWC
+        unit = layers.Unit(
+            self.width,
+            jnp.dtype(self.dtype),
+            train,
+            layers.XAVIER,
+            self.batch_norm,
+            self.batch_norm_epsilon,
         )
-        if not self.batch_norm:
-            x_BHWC = layers.lrn(x_BHWC)
+        x_BHWC = Stem(unit, self.small_stem, name="conv1")(images_BHWC.astype(unit.dtype))
+        if not self.small_stem:
+            x_BHWC = _pool(x_BHWC, "pool1/3x3_s2")
+        x_BHWC = self._normalise(x_BHWC, "pool1/norm1")
+        x_BHWC = Conv2(unit, name="conv2")(x_BHWC)
+        x_BHWC = self._normalise(x_BHWC, "conv2/norm2")
 
+        form, modules = self._form(), _names(self.modules)
         auxiliary = []
-        for stage in STAGES:
-            x_BHWC = layers.max_pool_ceil(x_BHWC)
-            for module in stage:
-                x_BHWC = Inception(unit, TABLE_1[module], name=f"inception_{module}")(x_BHWC)
+        for number, (stage, inside) in enumerate(STAGES.items(), start=2):
+            window = self._pool_window(stage)
+            x_BHWC = _pool(x_BHWC, f"pool{number}/{window}x{window}_s2", window)
+            for module in inside:
+                if module not in modules:
+                    continue
+                x_BHWC = Inception(unit, form, TABLE_1[module], name=f"inception_{module}")(x_BHWC)
                 if train and self.auxiliary_heads and module in AUXILIARY:
                     head = AuxiliaryHead(
-                        unit, self.num_classes, self.auxiliary_dropout, name=AUXILIARY[module]
+                        unit,
+                        self.num_classes,
+                        self.auxiliary_bins,
+                        self.auxiliary_dropout,
+                        name=AUXILIARY[module],
                     )
                     auxiliary.append(head(x_BHWC))
 
-        features_BF = jnp.mean(x_BHWC, axis=(1, 2))
-        features_BF = nn.Dropout(self.dropout, deterministic=not train)(features_BF)
-        logits_BK = Classifier(self.num_classes, dtype, name="loss3")(features_BF)
-        return Logits(logits_BK, tuple(auxiliary))
+        with jax.named_scope("pool5"):
+            features_BF = jnp.mean(x_BHWC, axis=(1, 2))
+        features_BF = unit.drop(features_BF, self.dropout)
+        logits_BK = Classifier(unit, self.num_classes, name="loss3")(features_BF)
+        return layers.Logits(logits_BK, tuple(auxiliary))
+
+    def _normalise(self, x_BHWC, name):
+        if not (not self.batch_norm if self.lrn is None else self.lrn):
+            return x_BHWC
+        with jax.named_scope(name):
+            return layers.lrn(x_BHWC, k=self.lrn_k, alpha=self.lrn_alpha)
+
+    def _pool_window(self, stage):
+        return self.pool4_window if stage == "5" else 3
+
+    def _form(self):
+        reduced = self.module == "reduced"
+        projection = reduced if self.projection is None else self.projection
+        return Form(reduced, tuple(_names(self.branches)), projection, self.kernel_5x5)
+
+    def _channels(self) -> Iterator[tuple[str, int]]:
+        """Published channels of every layer there is, by name."""
+        yield "conv1", 64
+        for module in _names(self.modules):
+            for branch in convolutions(self._form(), TABLE_1[module]).values():
+                yield from ((f"inception_{module}/{name}", n) for name, n, _ in branch)
 
 
-class _Unit(NamedTuple):
-    """A convolution as this network uses it: with bias and ReLU, or batch norm and ReLU."""
-
-    width: float
-    batch_norm: bool
-    dtype: jnp.dtype
-    train: bool
-
-    def channels(self, published: int) -> int:
-        return round(published * self.width)
-
-    def param_dtype(self):
-        return jnp.promote_types(self.dtype, jnp.float32)
-
-    def __call__(self, x_BHWC, name, published_channels, window, stride=1):
-        """Convolves with padding window // 2 on every side, creating `name` in the caller."""
-        x_BHWC = nn.Conv(
-            self.channels(published_channels),
-            (window, window),
-            (stride, stride),
-            padding=window // 2,
-            use_bias=not self.batch_norm,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype(),
-            kernel_init=layers.XAVIER,
-            bias_init=nn.initializers.constant(0.2),
-            name=name,
-        )(x_BHWC)
-        if self.batch_norm:
-            x_BHWC = nn.BatchNorm(
-                use_running_average=not self.train,
-                momentum=0.9,  # the paper has no batch norm; short runs need a short memory
-                dtype=self.dtype,
-                param_dtype=self.param_dtype(),
-                name=f"{name}_bn",
-            )(x_BHWC)
-        return nn.relu(x_BHWC)
+def convolutions(form: Form, widths: Widths) -> dict[str, list[tuple[str, int, int]]]:
+    """The convolutions of each branch of a module: (name, published channels, window) each."""
+    window = form.kernel_5x5
+    branches = {
+        "1x1": [("1x1", widths.n1x1, 1)],
+        "3x3": [("3x3_reduce", widths.n3x3_reduce, 1), ("3x3", widths.n3x3, 3)],
+        "5x5": [("5x5_reduce", widths.n5x5_reduce, 1), ("5x5", widths.n5x5, window)],
+        "pool": [("pool_proj", widths.pool_proj, 1)] if form.projection else [],
+    }
+    if not form.reduced:
+        branches |= {branch: branches[branch][1:] for branch in ("3x3", "5x5")}
+    return {branch: branches[branch] for branch in BRANCHES if branch in form.branches}
 
 
-class ConvStage(nn.Module):
-    """Convolutions in a row: (name, channels, window, stride) each."""
+class Stem(nn.Module):
+    """The first convolution."""
 
-    unit: _Unit
-    convolutions: Sequence[tuple[str, int, int, int]]
+    unit: layers.Unit
+    small: bool
 
     @nn.compact
     def __call__(self, x_BHWC):
-        for name, channels, window, stride in self.convolutions:
-            x_BHWC = self.unit(x_BHWC, name, channels, window, stride)
-        return x_BHWC
+        if self.small:
+            return self.unit.conv(x_BHWC, "3x3", 64, 3, 1, 1, bias=BIAS)
+        return self.unit.conv(x_BHWC, "7x7_s2", 64, 7, 2, 3, bias=BIAS)
+
+
+class Conv2(nn.Module):
+    """The second row of Table 1: a reduction and a 3x3 convolution."""
+
+    unit: layers.Unit
+
+    @nn.compact
+    def __call__(self, x_BHWC):
+        x_BHWC = self.unit.conv(x_BHWC, "3x3_reduce", 64, 1, bias=BIAS)
+        return self.unit.conv(x_BHWC, "3x3", 192, 3, padding=1, bias=BIAS)
 
 
 class Inception(nn.Module):
-    """Four branches over the same input, their outputs side by side (paper, Figure 2b)."""
+    """Branches over the same input, their outputs side by side (paper, Figure 2)."""
 
-    unit: _Unit
+    unit: layers.Unit
+    form: Form
     widths: Widths
 
     @nn.compact
     def __call__(self, x_BHWC):
-        unit, widths = self.unit, self.widths
-        pooled = layers.max_pool(x_BHWC, 3, 1, ((1, 1), (1, 1)))
-        branches = [
-            unit(x_BHWC, "1x1", widths.n1x1, 1),
-            unit(unit(x_BHWC, "3x3_reduce", widths.n3x3_reduce, 1), "3x3", widths.n3x3, 3),
-            unit(unit(x_BHWC, "5x5_reduce", widths.n5x5_reduce, 1), "5x5", widths.n5x5, 5),
-            unit(pooled, "pool_proj", widths.pool_proj, 1),
-        ]
-        return jnp.concatenate(branches, axis=-1)
+        outputs = []
+        for branch, convs in convolutions(self.form, self.widths).items():
+            y_BHWC = x_BHWC
+            if branch == "pool":
+                with jax.named_scope("pool"):
+                    y_BHWC = layers.max_pool(y_BHWC, 3, 1, ((1, 1), (1, 1)))
+            for name, channels, window in convs:
+                y_BHWC = self.unit.conv(
+                    y_BHWC, name, channels, window, padding=window // 2, bias=BIAS
+                )
+            outputs.append(y_BHWC)
+        return jnp.concatenate(outputs, axis=-1)
 
 
 class AuxiliaryHead(nn.Module):
     """A classifier on an intermediate map, for training only (paper, section 5)."""
 
-    unit: _Unit
+    unit: layers.Unit
     num_classes: int
+    bins: int
     dropout: float
 
     @nn.compact
     def __call__(self, x_BHWC):
-        unit = self.unit
         window, stride = AUXILIARY_POOL
-        x_BHWC = nn.avg_pool(x_BHWC, (window, window), (stride, stride))
-        x_BHWC = unit(x_BHWC, "conv", 128, 1)
-        features_BF = nn.Dense(
-            unit.channels(1024),
-            dtype=unit.dtype,
-            param_dtype=unit.param_dtype(),
-            kernel_init=layers.XAVIER,
-            bias_init=nn.initializers.constant(0.2),
-            name="fc",
-        )(x_BHWC.reshape(x_BHWC.shape[0], -1))
-        features_BF = nn.relu(features_BF)
-        features_BF = nn.Dropout(self.dropout, deterministic=not unit.train)(features_BF)
-        return _classify(features_BF, self.num_classes, unit.dtype)
+        with jax.named_scope("ave_pool"):
+            if self.bins:
+                x_BHWC = layers.bin_pool(x_BHWC, self.bins, jnp.mean)
+            else:
+                x_BHWC = nn.avg_pool(x_BHWC, (window, window), (stride, stride))
+        x_BHWC = self.unit.conv(x_BHWC, "conv", 128, 1, bias=BIAS)
+        features_BF = x_BHWC.reshape(x_BHWC.shape[0], -1)
+        features_BF = self.unit.hidden(features_BF, "fc", 1024, bias=BIAS)
+        features_BF = self.unit.drop(features_BF, self.dropout)
+        return self.unit.classify(features_BF, "classifier", self.num_classes)
 
 
 class Classifier(nn.Module):
     """The main classifier, named as the reference names it: loss3/classifier."""
 
+    unit: layers.Unit
     num_classes: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, features_BF):
-        return _classify(features_BF, self.num_classes, self.dtype)
+        return self.unit.classify(features_BF, "classifier", self.num_classes)
 
 
-def _classify(features_BF, num_classes, dtype):
-    """A linear layer named `classifier` in the caller; its logits are at least float32."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return nn.Dense(
-        num_classes,
-        dtype=dtype,
-        param_dtype=wide,
-        kernel_init=layers.XAVIER,
-        name="classifier",
-    )(features_BF).astype(wide)
+def _pool(x_BHWC, name, window=3):
+    with jax.named_scope(name):
+        return layers.max_pool_ceil(x_BHWC, window, 2)
+
+
+def _names(listed):
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def _check_names(field, listed, known):
+    names = _names(listed)
+    if not names:
+        raise UserError(f"config.model.{field} is empty: name at least one of {', '.join(known)}")
+    for number, name in enumerate(names):
+        if name not in known:
+            raise UserError(
+                f"config.model.{field}={listed} has {name!r}; known: {', '.join(known)}"
+            )
+        if name in names[:number]:
+            raise UserError(f"config.model.{field}={listed} has {name} twice")

@@ -1,19 +1,140 @@
-"""Layers that the ILSVRC networks share and flax lacks: LRN, Caffe's pooling, initialisers.
+"""What the ILSVRC networks share: LRN and Caffe's pooling, which flax lacks, and a layer's form.
 
 Shape suffixes, here and everywhere in the project:
   B batch   H height   W width   C channels   F features   K classes
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from inception_jax.errors import UserError
+
+
+class Logits(NamedTuple):
+    """What a network returns: the main classifier's logits and those of its auxiliary heads."""
+
+    main_BK: jax.Array
+    auxiliary: tuple[jax.Array, ...] = ()
+
+
 # Caffe's "xavier" filler, which the reference GoogLeNet uses for every weight: uniform in
 # +-sqrt(3 / fan_in) (BVLC/caffe, filler.hpp; models/bvlc_googlenet/train_val.prototxt).
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+class Unit(NamedTuple):
+    """A layer as one network uses it: with bias and ReLU, or batch norm and ReLU.
+
+    Its methods create flax modules in the caller, named as given. Parameters are at least float32.
+
+    Attributes:
+      width: factor on the published number of channels or features.
+      dtype: of computation.
+      train: whether batch norm takes the batch's own statistics.
+      kernel_init: of all weights.
+      batch_norm: batch normalisation after every convolution, instead of its bias.
+      batch_norm_epsilon: added to the variance.
+    """
+
+    width: float
+    dtype: jnp.dtype
+    train: bool
+    kernel_init: Callable
+    batch_norm: bool = False
+    batch_norm_epsilon: float = 1e-5
+
+    def conv(self, x_BHWC, name, channels, window, stride=1, padding=0, groups=1, bias=0.0):
+        """Convolves and rectifies; `padding` pixels on every side, `bias` to start with."""
+        x_BHWC = nn.Conv(
+            self.channels(channels),
+            (window, window),
+            (stride, stride),
+            padding=padding,
+            feature_group_count=groups,
+            use_bias=not self.batch_norm,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype(),
+            kernel_init=self.kernel_init,
+            bias_init=nn.initializers.constant(bias),
+            name=name,
+        )(x_BHWC)
+        if self.batch_norm:
+            x_BHWC = nn.BatchNorm(
+                use_running_average=not self.train,
+                momentum=0.9,  # short runs need a short memory
+                epsilon=self.batch_norm_epsilon,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype(),
+                name=f"{name}_bn",
+            )(x_BHWC)
+        return nn.relu(x_BHWC)
+
+    def hidden(self, x_BF, name, features, bias=0.0):
+        """A fully connected layer with bias and ReLU."""
+        return nn.relu(self._dense(x_BF, name, self.channels(features), bias))
+
+    def classify(self, x_BF, name, num_classes):
+        """The last layer; logits are at least float32."""
+        return self._dense(x_BF, name, num_classes).astype(self.param_dtype())
+
+    def drop(self, x, rate):
+        """Dropout, in training."""
+        return nn.Dropout(rate, deterministic=not self.train)(x)
+
+    def channels(self, published: int) -> int:
+        """The number of channels here of a layer that has `published` at width 1."""
+        return round(published * self.width)
+
+    def param_dtype(self):
+        """float32, or float64 where that is computed in."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+    def _dense(self, x_BF, name, features, bias=0.0):
+        return nn.Dense(
+            features,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype(),
+            kernel_init=self.kernel_init,
+            bias_init=nn.initializers.constant(bias),
+            name=name,
+        )(x_BF)
+
+
+def check_width(width: float, channels: dict[str, int]) -> None:
+    """Raises UserError where `config.model.width` leaves a layer with no channels.
+
+    Args:
+      width: factor on all of them.
+      channels: of the layers, by name, at width 1.
+    """
+    name = min(channels, key=channels.get)
+    if round(channels[name] * width) < 1:
+        raise UserError(
+            f"config.model.width={width} leaves {name}, a layer of {channels[name]} channels, with"
+            f" none: it must be above {0.5 / channels[name]:g}"
+        )
+
+
+def check_size(image_size: int, what: str, fits: Callable[[int], bool]) -> None:
+    """Raises UserError with the smallest size that fits, where `image_size` does not.
+
+    Args:
+      image_size: side of the square images, in pixels.
+      what: is too large for such images.
+      fits: whether images of a size do.
+    """
+    if not fits(image_size):
+        least = next(size for size in range(image_size + 1, 10_000) if fits(size))
+        raise UserError(
+            f"images of {image_size} pixels are too small for {what}: set config.data.image_size"
+            f" to {least} or more"
+        )
 
 
 def lrn(
@@ -39,6 +160,47 @@ def lrn(
     channels = x_BHWC.shape[-1]
     total = sum(padded[..., i : i + channels] for i in range(size))
     return (wide * (k + alpha / size * total) ** -beta).astype(x_BHWC.dtype)
+
+
+def lrn_within(
+    x_BHWC: jax.Array, size: int = 3, alpha: float = 5e-5, beta: float = 0.75
+) -> jax.Array:
+    """Response normalisation within each channel: x / (1 + alpha/size^2 * sum(x^2))^beta.
+
+    The sum runs over the size x size pixels around each one, zeros beyond the edge (Caffe's
+    WITHIN_CHANNEL). The defaults are SPP-net's (ShaoqingRen/SPP_net, Zeiler_conv5.prototxt).
+
+    Returns:
+      An array of x's shape and dtype; computed in float32 at least.
+    """
+    wide = x_BHWC.astype(jnp.promote_types(x_BHWC.dtype, jnp.float32))
+    edge = (size // 2, size // 2)
+    mean = nn.avg_pool(jnp.square(wide), (size, size), padding=(edge, edge))
+    return (wide * (1 + alpha * mean) ** -beta).astype(x_BHWC.dtype)
+
+
+def bin_pool(x_BHWC: jax.Array, bins: int, reduce: Callable = jnp.max) -> jax.Array:
+    """Pools any map into bins x bins cells, which overlap where the map does not divide.
+
+    Cell i of n covers pixels floor(i*a/n) up to ceil((i+1)*a/n) of a side of a (He et al. 2014,
+    section 2.3 and appendix A; PyTorch calls it adaptive pooling).
+
+    Args:
+      x_BHWC: a map of at least bins x bins pixels.
+      reduce: jnp.max or jnp.mean.
+
+    Returns:
+      B, bins, bins, C.
+    """
+    for axis in (1, 2):
+        side = x_BHWC.shape[axis]
+        edges = [(i * side // bins, -(-(i + 1) * side // bins)) for i in range(bins)]
+        cells = [
+            reduce(jax.lax.slice_in_dim(x_BHWC, start, stop, axis=axis), axis=axis)
+            for start, stop in edges
+        ]
+        x_BHWC = jnp.stack(cells, axis)
+    return x_BHWC
 
 
 def ceil_pool_size(size: int, window: int, stride: int) -> int:
