@@ -46,6 +46,15 @@ def load(config: ConfigDict) -> Dataset:
     return OWN.get(config.name, _tfds)(config)
 
 
+def count_classes(config: ConfigDict) -> int:
+    """The number of classes of the data set that `config.data` names, which need not be here.
+
+    Raises:
+      UserError: it is a TFDS set that is neither here nor one whose classes are known.
+    """
+    return CLASSES.get(config.name) or load(config).num_classes
+
+
 class InMemory:
     """Images held as PNG, so that they take the same way as those of any other set."""
 
@@ -165,6 +174,7 @@ def _read_idx(folder, found, file):
     return values
 
 
+CLASSES = {"digits": 10, "fashion_mnist": 10, "imagenet2012": 1000}
 OWN: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,

@@ -4,6 +4,7 @@ A network is a table of Conv, Pool and Norm; a subclass of Chain says which.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -91,7 +92,6 @@ class Chain(nn.Module):
 
     hidden = 4096  # features of each hidden layer
     hidden_bias = 0.0  # what its biases start with
-    kernel_init = staticmethod(nn.initializers.normal(0.01))
 
     def stack(self) -> tuple[Conv | Pool | Norm, ...]:
         """The layers before the fully connected ones."""
@@ -145,4 +145,8 @@ class Chain(nn.Module):
 
     def unit(self, dtype: jnp.dtype, train: bool) -> layers.Unit:
         """The form of its layers."""
-        return layers.Unit(self.width, dtype, train, self.kernel_init)
+        return layers.Unit(self.width, dtype, train, self.kernel_init())
+
+    def kernel_init(self) -> Callable:
+        """Gaussian, of deviation 0.01 in the papers; more in narrow layers, for sums as large."""
+        return nn.initializers.normal(0.01 / math.sqrt(self.width))

@@ -279,7 +279,8 @@ class Inception(nn.Module):
                     y_BHWC, name, channels, window, padding=window // 2, bias=BIAS
                 )
             outputs.append(y_BHWC)
-        return jnp.concatenate(outputs, axis=-1)
+        with jax.named_scope("output"):
+            return jnp.concatenate(outputs, axis=-1)
 
 
 class AuxiliaryHead(nn.Module):

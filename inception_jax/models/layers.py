@@ -158,7 +158,7 @@ def lrn(
     half = size // 2
     padded = jnp.pad(jnp.square(wide), ((0, 0),) * (x_BHWC.ndim - 1) + ((half, half),))
     channels = x_BHWC.shape[-1]
-    total = sum(padded[..., i : i + channels] for i in range(size))
+    total = functools.reduce(jnp.add, [padded[..., i : i + channels] for i in range(size)])
     return (wide * (k + alpha / size * total) ** -beta).astype(x_BHWC.dtype)
 
 

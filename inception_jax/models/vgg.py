@@ -4,6 +4,8 @@ Configurations A, B, D and E, of 11, 13, 16 and 19 layers. Parameters are named 
 Caffe models: `conv3_1`, `fc6`. Used through `models.build`.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -31,10 +33,6 @@ class VGG(Chain):
     depth: int = 16
     batch_norm: bool = False
 
-    # The paper began the deeper networks with parts of a trained A, and found after its submission
-    # that Glorot & Bengio's initialisation makes that unnecessary (section 3.1).
-    kernel_init = staticmethod(nn.initializers.glorot_normal())
-
     def stack(self):
         rows = []
         for stage, number in enumerate(CONVOLUTIONS[self.depth], start=1):
@@ -46,3 +44,11 @@ class VGG(Chain):
     def unit(self, dtype: jnp.dtype, train: bool) -> layers.Unit:
         """The form of its layers."""
         return super().unit(dtype, train)._replace(batch_norm=self.batch_norm)
+
+    def kernel_init(self) -> Callable:
+        """Glorot & Bengio's.
+
+        The paper began the deeper networks with parts of a trained A, and found after its
+        submission that this makes that unnecessary (section 3.1).
+        """
+        return nn.initializers.glorot_normal()

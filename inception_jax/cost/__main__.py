@@ -1,0 +1,89 @@
+"""What a config's network costs: parameters and multiply-adds, layer by layer, of one image.
+
+python -m inception_jax.cost --config=configs/imagenet.py
+python -m inception_jax.cost --config=configs/imagenet.py --compare="alexnet vgg16 googlenet"
+python -m inception_jax.cost --config=configs/imagenet.py --compare="model.module=reduced \
+model.module=naive"
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from inception_jax import config as config_lib
+from inception_jax import process, validate
+from inception_jax.errors import UserError
+
+FORMATS = ("table", "json", "csv")
+FLAGS_HELP = """\
+  --compare="A B ..."       several side by side, each an ARGUMENT of the config file or FIELD=VALUE
+  --format=table|json|csv   what to print; table if not given
+  --plot=FILE.png           draws it, too; .svg and .pdf work as well
+"""
+
+
+@process.command(__doc__, config_lib.HELP + FLAGS_HELP)
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+
+    def define(values):
+        flags.DEFINE_string("compare", "", "", flag_values=values)
+        flags.DEFINE_string("format", "table", "", flag_values=values)
+        flags.DEFINE_string("plot", "", "", flag_values=values)
+
+    values, config = config_lib.parse(argv, define)
+    if values.format not in FORMATS:
+        raise UserError(f"--format is {values.format!r}; known: {', '.join(FORMATS)}")
+    source = config_lib.source_of(argv)
+    variants = _split(values.compare)
+    configs = {variant: _variant(argv, source, variant) for variant in variants}
+    configs = configs or {Path(source).stem.replace(":", "-"): config}
+    for each in configs.values():
+        validate.check(each)
+    process.quiet()
+
+    from inception_jax.cost import draw, render
+    from inception_jax.cost.report import Report
+    from inception_jax.data import datasets
+
+    reports = [
+        Report(name, each, datasets.count_classes(each.data)) for name, each in configs.items()
+    ]
+    if values.format == "table":
+        print(render.text(reports), end="")
+    elif values.format == "csv":
+        print(render.as_csv(reports), end="")
+    else:
+        found = render.as_json(reports)
+        print(json.dumps(found if variants else found[0], indent=1))
+    if values.plot:
+        draw.draw(reports, Path(values.plot))
+        print(f"drawn in {values.plot}", file=sys.stderr)
+
+
+def _split(compare):
+    try:
+        variants = shlex.split(compare)
+    except ValueError as error:
+        raise UserError(f"--compare={compare}: {error}") from None
+    if len(variants) != len(set(variants)):
+        raise UserError(f"--compare={compare} names one of them twice")
+    if len(variants) == 1:
+        raise UserError(f"--compare={compare} needs two or more, as in --compare='alexnet vgg16'")
+    return variants
+
+
+def _variant(argv, source, variant):
+    """The config of one variant, all other overrides applied."""
+    field, is_field, value = variant.partition("=")
+    rest = [arg for arg in argv if not arg.startswith(("--compare", "--format", "--plot"))]
+    if is_field:
+        return config_lib.parse([*rest, f"--config.{field.removeprefix('config.')}={value}"])[1]
+    return config_lib.parse([*rest, f"--config={source.partition(':')[0]}:{variant}"])[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,123 @@
+"""Pictures of what networks cost: one by its parts, several among each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from inception_jax.cost.report import Report
+from inception_jax.errors import UserError
+
+# Published top-5 errors on ImageNet's validation set, one network, many views of each image, by
+# recipe of configs/imagenet.py; the sources stand in the recipes.
+TOP5_ERROR = {
+    "alexnet": 18.2,
+    "zfnet": 16.4,
+    "vgg16": 8.1,
+    "sppnet_overfeat7": 9.14,
+    "googlenet": 7.89,  # paper, Table 3: one network, 144 crops
+}
+LABELS = {
+    "alexnet": "AlexNet",
+    "zfnet": "ZFNet",
+    "vgg16": "VGG-16",
+    "sppnet_overfeat7": "SPP-net",
+    "googlenet": "GoogLeNet",
+}
+
+
+def draw(reports: Sequence[Report], out: Path) -> None:
+    """Draws one network's blocks, several networks' blocks, or the line-up.
+
+    The line-up, error over multiply-adds, is drawn where every network's published error is known.
+
+    Args:
+      reports: one or more.
+      out: the file to write; its ending is the format.
+
+    Raises:
+      UserError: the file cannot be written, or matplotlib does not know the format.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    lineup = len(reports) > 1 and all(report.name in TOP5_ERROR for report in reports)
+    figure = (_draw_lineup if lineup else _draw_blocks)(plt, reports)
+    try:
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"could not write {out}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    finally:
+        plt.close(figure)
+
+
+def _draw_lineup(plt, reports):
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    for report in reports:
+        totals, error = report.totals(), TOP5_ERROR[report.name]
+        billions, millions = totals["multiply_adds"] / 1e9, totals["parameters"] / 1e6
+        ours = report.name == "googlenet"
+        colour = "C3" if ours else "C0"
+        axes.scatter(billions, error, s=12 * millions, color=colour, alpha=0.5, lw=0)
+        axes.scatter(billions, error, s=8, color="black")
+        axes.annotate(
+            f"{LABELS[report.name]}\n{millions:.0f} M parameters",
+            (billions, error),
+            textcoords="offset points",
+            xytext=(0, 6 + (12 * millions / 3.14) ** 0.5),
+            ha="center",
+            weight="bold" if ours else "normal",
+        )
+    axes.set_xscale("log")
+    ticks = (0.5, 1, 2, 5, 10, 20)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(0.4, 30)
+    axes.set_ylim(0, 24)
+    axes.set_xlabel("multiply-adds for one image, in billions (log scale)")
+    axes.set_ylabel("top-5 error on ImageNet in % (one network, many views)")
+    axes.set_title("The ILSVRC line-up: what accuracy costs; areas are parameters", loc="left")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_blocks(plt, reports):
+    names = list(dict.fromkeys(name for report in reports for name in report.blocks()))
+    height = 1.2 + 0.16 * len(names) * (len(reports) + 1)
+    figure, panels = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
+    thickness = 0.8 / len(reports)
+    for number, report in enumerate(reports):
+        places = [i + thickness * (number - (len(reports) - 1) / 2) for i in range(len(names))]
+        for axes, field in zip(panels, ("multiply_adds", "parameters"), strict=True):
+            widths = [
+                sum(getattr(layer, field) for layer in report.blocks().get(name, ())) / 1e6
+                for name in names
+            ]
+            total = report.totals()[field] / 1e6
+            axes.barh(places, widths, thickness, label=f"{report.name}: {total:,.1f} M")
+    published = len(reports) == 1 and reports[0].table_1
+    if published:
+        _mark_paper(panels, names, published)
+    for axes, label in zip(panels, ("multiply-adds", "parameters"), strict=True):
+        axes.set_xlabel(f"{label}, in millions")
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="best")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _mark_paper(panels, names, rows):
+    from inception_jax.cost.table1 import PAPER
+
+    places = [names.index(PAPER[row.row][0]) for row in rows]
+    paper = (
+        [row.paper_mega_multiply_adds for row in rows],
+        [row.paper_kilo_weights * 1024 / 1e6 for row in rows],
+    )
+    for axes, values in zip(panels, paper, strict=True):
+        axes.plot(values, places, "k|", ms=10, mew=2, label="the paper's Table 1")
