@@ -8,23 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from reference import lrn_loop
 
 from inception_jax.models import layers
 
 
 def images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def lrn_loop(x, size, alpha, beta, k):
-    """Caffe's formula, a channel at a time: the window is cut off at the first and last channel."""
-    out, channels = np.empty(x.shape), x.shape[-1]
-    for c in range(channels):
-        total = np.zeros(x.shape[:-1])
-        for other in range(max(0, c - size // 2), min(channels, c + size // 2 + 1)):
-            total += x[..., other].astype(np.float64) ** 2
-        out[..., c] = x[..., c] / (k + alpha / size * total) ** beta
-    return out
 
 
 def max_pool_loop(x, dy, window, stride, padding):
