@@ -12,6 +12,7 @@ from reference import (
     Layers,
     agree,
     bin_pool_loop,
+    build,
     forward,
     init,
     jit,
@@ -226,6 +227,102 @@ def test_the_network_for_small_images_computes_what_numpy_does(x64):
             np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+TORCHVISION = {
+    "batch_norm": True,
+    "batch_norm_epsilon": 1e-3,
+    "kernel_5x5": 3,
+    "pool4_window": 2,
+    "auxiliary_bins": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "fields, size, options",
+    [
+        (TORCHVISION, 75, {"pool4_window": 2, "auxiliary_bins": 4, "lrn": None}),
+        (
+            {"module": "naive", "modules": "3a,4d,5b", "auxiliary_bins": 2, "lrn_k": 2.0},
+            75,
+            {
+                "naive": True,
+                "projection": False,
+                "modules": ("3a", "4d", "5b"),
+                "auxiliary_bins": 2,
+                "lrn": (2, 1e-4),
+            },
+        ),
+        (
+            {
+                "module": "naive",
+                "projection": True,
+                "branches": "pool,5x5",
+                "modules": "4a,3b,4e",
+                "kernel_5x5": 7,
+                "lrn_alpha": 1e-3,
+            },
+            79,  # the least for 5x5 windows on stage 4's map
+            {
+                "naive": True,
+                "branches": ("5x5", "pool"),
+                "modules": ("3b", "4a", "4e"),
+                "lrn": (1, 1e-3),
+            },
+        ),
+        (
+            {"projection": False, "branches": "3x3, pool", "modules": "4a,4d,5a", "lrn": False},
+            79,
+            {
+                "projection": False,
+                "branches": ("3x3", "pool"),
+                "modules": ("4a", "4d", "5a"),
+                "lrn": None,
+            },
+        ),
+        (
+            {"branches": "1x1", "modules": "3a,4a", "batch_norm": True, "lrn": True},
+            79,
+            {"branches": ("1x1",), "modules": ("3a", "4a")},
+        ),
+    ],
+)
+def test_other_choices_compute_what_numpy_does(fields, size, options, x64):
+    """In training with what heads there are, and in evaluation at a smaller size."""
+    model = build("googlenet", **STILL, width=0.125, dtype="float64", **fields)
+    variables = numbers(model, size)
+    norm = {"batch_norm": fields.get("batch_norm", False)}
+    norm["epsilon"] = fields.get("batch_norm_epsilon", 1e-5)
+    for side, train in ((size, True), (58, False)):
+        got, _ = run(model, variables, photos(4, side), train=train)
+        agree(got, Reference(variables, **norm, **options, train=train)(photos(4, side)))
+
+
+@pytest.mark.parametrize(
+    "fields, passed_on, kept",
+    [
+        ({"module": "naive"}, True, "1x1 3x3 5x5"),
+        ({"module": "naive", "projection": True}, False, "1x1 3x3 5x5 pool_proj"),
+        ({"module": "naive", "branches": "3x3,1x1"}, False, "1x1 3x3"),
+        ({"projection": False}, True, "1x1 3x3_reduce 3x3 5x5_reduce 5x5"),
+        ({"branches": "5x5"}, False, "5x5_reduce 5x5"),
+        ({"branches": "pool", "projection": False}, True, ""),
+    ],
+)
+def test_a_modules_channels_are_those_of_its_branches_side_by_side(fields, passed_on, kept):
+    """A pooling without projection adds as many as come in: Figure 2a's modules grow and grow."""
+    model = GoogLeNet(10, **NO_HEADS, **fields)
+    maps = jax.eval_shape(functools.partial(capture, model, 224))
+    kernels = {name for name in shapes(model, 224) if name.endswith("kernel")}
+    inputs = 192
+    for module, (n1, _, n3, _, n5, proj) in TABLE_1.items():
+        widths = {"1x1": n1, "3x3": n3, "5x5": n5, "pool_proj": proj}
+        outputs = sum(widths.get(name, 0) for name in kept.split()) + inputs * passed_on
+        (map_of_module,) = maps[f"inception_{module}"]["__call__"]
+        assert map_of_module.shape[-1] == outputs
+        found = {name for name in kernels if f"/inception_{module}/" in name}
+        assert found == {f"params/inception_{module}/{name}/kernel" for name in kept.split()}
+        inputs = outputs
+
+
 def test_first_parameters_are_drawn_as_in_the_reference():
     model = GoogLeNet(num_classes=10, width=0.25)
     variables = flatten_dict(jit(functools.partial(init, model, 80))(), sep="/")
@@ -261,7 +358,14 @@ def test_dropout_takes_40_and_70_percent_in_training_and_nothing_in_evaluation()
     np.testing.assert_allclose(features, 0.2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options, size", [({}, 79), (SMALL, 20)])
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        ({}, 79),
+        (SMALL, 20),
+        ({"module": "naive", "auxiliary_bins": 2, "modules": "3a,4a,4d,5b"}, 79),
+    ],
+)
 def test_every_parameter_learns(options, size):
     """A branch that is built but not connected would keep its first weights for ever."""
     model = GoogLeNet(**TINY, **STILL, **options)
