@@ -49,8 +49,12 @@ def parse(
     values = flags.FlagValues()
     define(values)
     rest = [arg for arg in argv if not arg.startswith(("--config=", "-config="))]
-    unset = [arg for arg in rest if arg.lstrip("-").startswith("config.") and arg.endswith("=None")]
-    rest = [arg for arg in rest if arg not in unset]
+    parts = [arg.lstrip("-").partition("=") for arg in rest]
+    last = {name.removeprefix("no"): value for name, _, value in parts}
+    unset = [name for name, value in last.items() if _unsets(name, value)]
+    rest = [
+        arg for arg, (name, _, value) in zip(rest, parts, strict=True) if not _unsets(name, value)
+    ]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
         positional = values(rest)
@@ -60,11 +64,9 @@ def parse(
             f"unknown flag --{error.flagname}{_nearest(error.flagname, known, '--')}; see --help"
         ) from None
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_wrong_value(error, dict(flatten(config)))) from None
-    for arg in unset:  # absl has no word for it
-        values.config.update_from_flattened_dict(
-            {arg.partition(".")[2].removesuffix("=None"): None}
-        )
+        raise UserError(_wrong_value(error, config)) from None
+    for name in unset:  # absl has no word for it
+        values.config.update_from_flattened_dict({name.removeprefix("config."): None})
     if len(positional) > 1:
         raise UserError(f"unexpected argument {positional[1]!r}: flags start with --; see --help")
     return values, values.config
@@ -207,15 +209,20 @@ def _nearest(word, known, prefix=""):
     return f": did you mean {prefix}{close[0]}?" if close else ""
 
 
-def _wrong_value(error, fields):
+def _unsets(name, value):
+    return name.startswith("config.") and value == "None"
+
+
+def _wrong_value(error, config):
     """Says of a flag's value that absl refused which type it needs."""
     told = " ".join(str(error).split())
     found = re.match(r"flag --config\.([\w.]+)=(.*?): ", told)
-    if not found or found[1] not in fields:
+    if not found or found[1] not in dict(flatten(config)):
         return told
-    return (
-        f"config.{found[1]} is {found[2]!r}: it must be of type {type(fields[found[1]]).__name__}"
-    )
+    *groups, name = found[1].split(".")
+    for group in groups:
+        config = config[group]
+    return f"config.{found[1]} is {found[2]!r}: it must be of type {config.get_type(name).__name__}"
 
 
 def _told(error):

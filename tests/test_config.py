@@ -76,6 +76,25 @@ def lookup(config, field):
         (["--config.data.crop_area=(0.25, 0.5)"], "data.crop_area", (0.25, 0.5)),
         (["--config.data.crop_area=0.25,0.5"], "data.crop_area", (0.25, 0.5)),
         (["--config.data.mean", "(1.0,-2.0,3.0)"], "data.mean", (1.0, -2.0, 3.0)),
+        (["--config.model.pyramid=1,2"], "model.pyramid", (1, 2)),
+        (["--config.model.lrn_k=3"], "model.lrn_k", 3.0),
+        (["--config.model.batch_norm=None"], "model.batch_norm", None),
+        (["--config.model.batch_norm", "None"], "model.batch_norm", None),
+        (
+            ["--config.model.batch_norm=1", "--config.model.batch_norm=None"],
+            "model.batch_norm",
+            None,
+        ),
+        (
+            ["--config.model.batch_norm=None", "--config.model.batch_norm=1"],
+            "model.batch_norm",
+            True,
+        ),
+        (
+            ["--config.model.batch_norm=None", "--noconfig.model.batch_norm"],
+            "model.batch_norm",
+            False,
+        ),
     ],
 )
 def test_a_field_is_set_to_a_value_of_its_type(args, field, expected):
@@ -133,6 +152,9 @@ def test_a_field_that_does_not_exist_cannot_be_added_later(tmp_path):
         (["--config.seed"], ["--config.seed", "value"]),
         (["--config.epochs=ten"], ["config.epochs is 'ten'", "float"]),
         (["--config.data.mirror=maybe"], ["config.data.mirror is 'maybe'", "bool"]),
+        (["--config.model.lrn=maybe"], ["config.model.lrn is 'maybe'", "bool"]),
+        (["--config.model.lrn_k=x"], ["config.model.lrn_k is 'x'", "float"]),
+        (["--config.model.kernel_5x5=3.5"], ["config.model.kernel_5x5 is '3.5'", "int"]),
         (["--wrkdir=x"], ["unknown flag --wrkdir", "did you mean", "workdir?", "--help"]),
         (["--xyzzy"], ["unknown flag --xyzzy", "--help"]),
         (["train"], ["unexpected argument 'train'", "--help"]),
@@ -200,7 +222,7 @@ def test_a_wrong_type_in_a_recipe_names_its_line(tmp_path):
 
 
 def test_an_argument_too_many_or_too_few_is_told_of_the_users_file(tmp_path):
-    assert "takes no argument, but got :x" in message(f"{DIGITS}:x")
+    assert "takes no argument, but got :x" in message(f"--config={recipe(tmp_path)}:x")
     text = message(f"--config={recipe(tmp_path, arguments='variant')}")
     assert "recipe.py" in text
     assert "argument" in text
