@@ -150,7 +150,7 @@ def _limit_filters(limit):
             return update
         filters = param + update
         rms = jnp.sqrt(jnp.mean(jnp.square(filters), axis=(0, 1, 2)))
-        return filters * jnp.minimum(1, limit / jnp.maximum(rms, limit)) - param
+        return jnp.where(rms > limit, filters * (limit / rms) - param, update)
 
     return optax.stateless(lambda updates, params: jax.tree.map(limited, updates, params))
 

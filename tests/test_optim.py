@@ -6,7 +6,9 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import googlenet
 from inception_jax import optim, validate
@@ -275,6 +277,63 @@ def test_adamw_decays_beside_the_gradient_and_lamb_scales_that_to_the_norm(name,
         return step
 
     check({"name": name, "betas": (0.7, 0.9), "epsilon": 1e-3}, make_step)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3])
+def test_filters_above_the_limit_are_scaled_back_to_it(limit, x64):
+    """After each step, of convolutions only; momentum goes on as if nothing had been scaled."""
+    rng = np.random.default_rng(0)
+    scale = np.array([0.01, 0.2, 0.8, 3.0])  # of the filters: two stay below 0.3 to the end
+    start = {
+        "conv/kernel": 0.5 * scale * rng.normal(size=(3, 2, 5, 4)),
+        "conv/bias": np.full(4, 2.0),
+        "fc/kernel": 2 * rng.normal(size=(6, 4)),
+        "fc/bias": np.full(4, 2.0),
+    }
+    ours = unflatten_dict(jax.tree.map(jnp.asarray, start), sep="/")
+    fields = {"max_filter_rms": limit, "momentum": 0.8, "weight_decay": 0.0}
+    optimizer = optim.make_optimizer(
+        optimiser(**fields), lambda count: jnp.asarray(RATES)[count], ours
+    )
+    opt_state = optimizer.init(ours)
+    expected = start
+    buffers = dict.fromkeys(start, 0.0)
+    above = []
+    for rate in RATES:
+        grads = {name: 0.02 * rng.normal(size=p.shape) for name, p in start.items()}
+        updates, opt_state = optimizer.update(unflatten_dict(grads, sep="/"), opt_state, ours)
+        ours = optax.apply_updates(ours, updates)
+        buffers = {name: 0.8 * buffers[name] + grads[name] for name in start}
+        factors = {name: 2 if name.endswith("bias") else 1 for name in start}
+        expected = {name: p - factors[name] * rate * buffers[name] for name, p in expected.items()}
+        if limit:
+            filters = expected["conv/kernel"].copy()
+            for f in range(4):
+                rms = np.sqrt((filters[..., f] ** 2).mean())
+                above.append(rms > limit)
+                if rms > limit:
+                    filters[..., f] *= limit / rms
+                    after = np.sqrt((np.asarray(ours["conv"]["kernel"])[..., f] ** 2).mean())
+                    np.testing.assert_allclose(after, limit, rtol=1e-12)
+            expected["conv/kernel"] = filters
+        for name, p in flatten_dict(ours, sep="/").items():
+            np.testing.assert_allclose(p, expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
+    assert not limit or set(above) == {False, True}
+
+
+def test_filters_below_the_limit_take_the_very_same_step():
+    """Not one a rounding away."""
+    rng = np.random.default_rng(0)
+    params, grads = ({"kernel": rng.normal(size=(3, 3, 4, 8)).astype("float32")} for _ in range(2))
+    steps = []
+    for limit in (0.0, 10.0):
+        optimizer = optim.make_optimizer(
+            optimiser(max_filter_rms=limit, decay_factors=((".*", 0),), rate_factors=((".*", 1),)),
+            lambda count: 0.1,
+            params,
+        )
+        steps.append(optimizer.update(grads, optimizer.init(params), params)[0]["kernel"])
+    np.testing.assert_array_equal(*steps)
 
 
 def test_optimisers_that_pass_are_those_that_can_be_made():
