@@ -123,6 +123,11 @@ class GoogLeNet(nn.Module):
                 f"config.model.kernel_5x5 is {self.kernel_5x5}: it must be odd, else the branches'"
                 " maps would differ in size"
             )
+        if self.pool4_window < 2:
+            raise UserError(
+                f"config.model.pool4_window is {self.pool4_window}: it must be 2 or more, else its"
+                " windows, 2 pixels apart, would leave pixels out"
+            )
         layers.check_width(self.width, dict(self._channels()))
         layers.check_size(image_size, "GoogLeNet", lambda s: min(self.map_sizes(s).values()) >= 1)
         if self.auxiliary_heads:

@@ -4,6 +4,7 @@ Shape suffixes, here and everywhere in the project:
   B batch   H height   W width   C channels   F features   K classes
 """
 
+import bisect
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -130,11 +131,15 @@ def check_size(image_size: int, what: str, fits: Callable[[int], bool]) -> None:
       fits: whether images of a size do.
     """
     if not fits(image_size):
-        least = next(size for size in range(image_size + 1, 10_000) if fits(size))
         raise UserError(
             f"images of {image_size} pixels are too small for {what}: set config.data.image_size"
-            f" to {least} or more"
+            f" to {least_size(fits)} or more"
         )
+
+
+def least_size(fits: Callable[[int], bool]) -> int:
+    """The smallest image size that fits, given that all larger ones do, too."""
+    return bisect.bisect_left(range(1 << 62), True, lo=1, key=fits)
 
 
 def lrn(

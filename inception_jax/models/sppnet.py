@@ -68,10 +68,14 @@ class SPPNet(Chain):
         choose("model.base", self.base, BASES)
         if not self.pyramid:
             raise UserError("config.model.pyramid is empty: it needs a level, as in (1, 2, 3, 6)")
+        if not all(type(bins) is int and bins > 0 for bins in self.pyramid):
+            raise UserError(
+                f"config.model.pyramid is {tuple(self.pyramid)}: it needs whole numbers above 0"
+            )
         super().check(image_size)
         level, side = max(self.pyramid), self.map_size(image_size)
         if level > side:
-            least = next(s for s in range(image_size, 10_000) if self.map_size(s) >= level)
+            least = layers.least_size(lambda size: self.map_size(size) >= level)
             raise UserError(
                 f"config.model.pyramid={tuple(self.pyramid)} has a level of {level}x{level} bins,"
                 f" more than the {side}x{side} pixels of the last map at {image_size}: lower it, or"

@@ -7,6 +7,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import googlenet
@@ -32,6 +33,27 @@ def shapes(model, size, train=True):
     """Shapes of all variables by flat name."""
     tree = jax.eval_shape(lambda: init(model, size, train))
     return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def sides(model, size):
+    """Side of the map that each convolution gets and gives, of the traced network, by its name."""
+    found = {}
+
+    def watch(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if isinstance(context.module, nn.Conv):
+            (_, *before, _), (_, *after, _) = args[0].shape, result.shape
+            assert before[0] == before[1] and after[0] == after[1]
+            found["/".join(context.module.path)] = before[0], after[0]
+        elif context.module.name == "fc6":
+            found["fc6"] = args[0].shape[-1]
+        return result
+
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    with nn.intercept_methods(watch):
+        key = jax.random.key(0)
+        jax.eval_shape(lambda x: model.init(key, x), images)
+    return found
 
 
 def numbers(model, size):

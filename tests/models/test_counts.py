@@ -2,11 +2,8 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
 import pytest
-from flax import linen as nn
-from reference import build, shapes
+from reference import build, shapes, sides
 
 from inception_jax import models
 
@@ -84,27 +81,6 @@ def test_parameters_are_as_many_as_published(name, fields, size, expected):
 
 def test_every_network_is_counted():
     assert {name for name, *_ in COUNTS} == set(models.NAMES)
-
-
-def sides(model, size):
-    """Side of the map that each convolution gets and gives, of the traced network, by its name."""
-    found = {}
-
-    def watch(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if isinstance(context.module, nn.Conv):
-            (_, *before, _), (_, *after, _) = args[0].shape, result.shape
-            assert before[0] == before[1] and after[0] == after[1]
-            found[context.module.name] = before[0], after[0]
-        elif context.module.name == "fc6":
-            found["fc6"] = args[0].shape[-1]
-        return result
-
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    with nn.intercept_methods(watch):
-        key = jax.random.key(0)
-        jax.eval_shape(lambda x: model.init(key, x), images)
-    return found
 
 
 def rest(first, last, side):

@@ -419,12 +419,3 @@ def test_the_smallest_image_is_named_and_true(options, least, what):
     assert ("or config.model.auxiliary_heads=False" in message) == ("heads" in what)
     with pytest.raises((ValueError, ZeroDivisionError)):
         shapes(model, least - 1)
-
-
-def test_a_width_that_leaves_a_layer_empty_is_refused():
-    GoogLeNet(10, width=0.0625).check(224)
-    with pytest.raises(
-        UserError,
-        match=r"width=0.03 leaves inception_3a/5x5_reduce, a layer of 16 channels, with none",
-    ):
-        GoogLeNet(10, width=0.03).check(224)
