@@ -292,6 +292,7 @@ def test_filters_above_the_limit_are_scaled_back_to_it(limit, x64):
     }
     ours = unflatten_dict(jax.tree.map(jnp.asarray, start), sep="/")
     fields = {"max_filter_rms": limit, "momentum": 0.8, "weight_decay": 0.0}
+    fields["rate_factors"] = ((".*/bias", 2.0), ("conv/.*", 3.0), (".*", 1.0))
     optimizer = optim.make_optimizer(
         optimiser(**fields), lambda count: jnp.asarray(RATES)[count], ours
     )
@@ -304,7 +305,7 @@ def test_filters_above_the_limit_are_scaled_back_to_it(limit, x64):
         updates, opt_state = optimizer.update(unflatten_dict(grads, sep="/"), opt_state, ours)
         ours = optax.apply_updates(ours, updates)
         buffers = {name: 0.8 * buffers[name] + grads[name] for name in start}
-        factors = {name: 2 if name.endswith("bias") else 1 for name in start}
+        factors = {"conv/kernel": 3, "conv/bias": 2, "fc/kernel": 1, "fc/bias": 2}
         expected = {name: p - factors[name] * rate * buffers[name] for name, p in expected.items()}
         if limit:
             filters = expected["conv/kernel"].copy()

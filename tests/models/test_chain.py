@@ -7,12 +7,15 @@ from reference import (
     agree,
     bin_pool_loop,
     build,
+    init,
+    jit,
     lrn_loop,
     lrn_within_loop,
     numbers,
     photos,
     pool,
     run,
+    shapes,
 )
 
 NARROW = {"width": 0.0625, "dropout": 0.0, "dtype": "float64"}  # 96 channels become 6
@@ -151,3 +154,60 @@ def test_sppnet_computes_what_numpy_does_at_any_size(base, pyramid, sides, x64):
     for shape in sides:
         got, _ = run(model, variables, photos(3, *shape))
         agree(got, Chain(variables).sppnet(photos(3, *shape), base, pyramid))
+
+
+@pytest.mark.parametrize("name, size", [("alexnet", 67), ("zfnet", 79), ("vgg11", 32)])
+def test_dropout_takes_half_of_both_hidden_layers_in_training_and_nothing_in_evaluation(name, size):
+    """Features of 1 go through identities, so that what is left of them are 4s, a quarter."""
+    model = build(name, num_classes=256, width=0.0625)
+    variables = {k: np.zeros(s, np.float32) for k, s in shapes(model, size).items()}
+    variables["params/fc6/bias"] += 1
+    for layer in ("fc7", "fc8"):
+        variables[f"params/{layer}/kernel"] = np.eye(256, dtype=np.float32)
+    images = np.zeros((64, size, size, 3), np.float32)
+
+    (features,), _ = run(model, variables, images, train=True)
+    assert set(np.unique(features)) == {0, 4}
+    assert abs((features > 0).mean() - 0.25) < 0.015  # 64 * 256 draws: 4.5 standard errors
+    kept = features > 0
+    assert (kept != kept[0]).any() and (kept != kept[:, :1]).any()  # each image its own
+    (features,), _ = run(model, variables, images)
+    np.testing.assert_array_equal(features, 1)
+
+
+HALF = "conv2 conv4 conv5 fc6 fc7"
+
+
+@pytest.mark.parametrize(
+    "name, fields, width, size, ones",
+    [
+        ("alexnet", {}, 1.0, 67, HALF),  # section 5
+        ("alexnet", {"variant": "single_tower"}, 0.25, 67, HALF),
+        ("zfnet", {}, 0.25, 79, ""),  # section 3
+        ("vgg13", {}, 0.25, 32, ""),  # section 3.1
+        ("sppnet", {}, 0.25, 112, HALF),
+        ("sppnet", {"base": "overfeat7"}, 0.25, 112, f"conv6 conv7 {HALF}"),
+    ],
+)
+def test_first_parameters_are_drawn_as_in_the_papers(name, fields, width, size, ones):
+    """A deviation of 0.01, twice that with a quarter of the inputs; VGG's is Glorot's."""
+    model = build(name, width=width, **fields)
+
+    def drawn():
+        """The rest has millions of weights, and what is not returned is not drawn."""
+        layers = init(model, size)["params"].items()
+        biases = {layer: values["bias"] for layer, values in layers}
+        kernels = {layer: values["kernel"] for layer, values in layers}
+        return biases, {k: v for k, v in kernels.items() if v.size < 10**6}
+
+    biases, kernels = jit(drawn)()
+    for layer, bias in biases.items():
+        np.testing.assert_array_equal(bias, float(layer in ones.split()), err_msg=layer)
+    assert len(kernels) >= 3
+    for layer, kernel in kernels.items():
+        *window, inputs, outputs = kernel.shape
+        glorot = np.sqrt(2 / (np.prod(window) * (inputs + outputs)))
+        expected = glorot if name == "vgg13" else 0.01 / np.sqrt(width)
+        error = 5 / np.sqrt(2 * kernel.size)  # of the deviation, five standard errors
+        assert abs(np.std(kernel) / expected - 1) < error, layer
+        assert abs(np.mean(kernel)) < 5 * expected / np.sqrt(kernel.size), layer
