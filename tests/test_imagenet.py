@@ -190,7 +190,7 @@ def test_the_published_recipe_trains_and_is_evaluated(variant, prepared, tmp_pat
     assert results["examples"] == VALIDATION_IMAGES
     config = results["config"]
     assert config["data"]["image_size"] == 224
-    as_published = {name: None for name in config["model"]} | {"name": "googlenet"}
+    as_published = dict.fromkeys(config["model"]) | {"name": "googlenet"}
     assert config["model"] == as_published | {"width": 0.0625, "dtype": "float32"}
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [row["rate"] for row in rows if row["kind"] == "train"]

@@ -104,7 +104,8 @@ def start(config, classes=7, drawn=True):
     side = config.data.image_size
     network = theirs.GoogLeNet(classes, (side, side), config.model.width)
     theirs.load(network.to(getattr(torch, config.model.dtype)), state.params)
-    step = run.train_step.lower(run.state, run.train_batch).compile(compiler_options=QUICK)
+    lowered = run.train_step.lower(run.state, run.train_batch[side])
+    step = lowered.compile(compiler_options=QUICK)
     return step, state, lambda batch: sharding.place_batch(batch, mesh), network
 
 
