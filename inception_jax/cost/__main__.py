@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
     source = config_lib.source_of(argv)
     variants = _split(values.compare)
     configs = {variant: _variant(argv, source, variant) for variant in variants}
-    configs = configs or {Path(source).stem.replace(":", "-"): config}
+    path, _, argument = source.partition(":")
+    configs = configs or {"-".join(filter(None, [Path(path).stem, argument])): config}
     for each in configs.values():
         validate.check(each)
     process.quiet()

@@ -90,8 +90,8 @@ def _totals(report):
     lines += [
         f"multiply-adds        {totals['multiply_adds']:,} nominal, as papers count them",
         f"  valid              {totals['valid_multiply_adds']:,} whose taps do not fall on padding",
-        f"flops, by XLA        {totals['xla_flops']:,}, two for each of those and a part in"
-        f" {1 / (totals['xla_ratio'] - 1):.0f} more:",
+        f"flops, by XLA        {totals['xla_flops']:,}, {totals['xla_ratio'] - 1:.2%} more than two"
+        " for each of those:",
     ]
     lines += [f"  {kind:<19}{flops:,}" for kind, flops in totals["other_flops"].items()]
     lines.append(f"  {'not explained':<19}{totals['unexplained_flops']:,}")
