@@ -201,6 +201,27 @@ def test_the_published_recipe_trains_and_is_evaluated(variant, prepared, tmp_pat
     assert all(abs(row["loss"] - np.log(1000)) < 1 for row in rows if row["kind"] == "eval")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "zfnet", "vgg16", "sppnet"])
+def test_the_other_networks_train_by_their_own_recipes(name, prepared, tmp_path):
+    process = python(
+        *("-m", "inception_jax.main", f"--config={RECIPE}:{name}", f"--workdir={tmp_path}"),
+        *(f"--config.data.dir={prepared[0]}", "--config.model.width=0.0625"),
+        *("--config.batch_size=4", "--config.eval.batch_size=4", "--config.log_every_steps=1"),
+        *("--config.epochs=2", "--config.schedule.every_epochs=1", "--config.data.std=(64,64,64)"),
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["step"], results["examples"]) == (6, VALIDATION_IMAGES)
+    assert ("top5_180" in results) == (name == "sppnet")
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["main_loss"] for row in rows if row["kind"] == "train"]
+    assert len(losses) == 6
+    # log 1000 of an untrained network, or more where first biases of 1 spread the logits
+    assert np.log(1000) - 1 < losses[0] < 10
+
+
 def test_an_unknown_variant_names_those_there_are():
     with pytest.raises(UserError) as caught:
         config_lib.load(f"{ROOT}/{RECIPE}:nosuch")
