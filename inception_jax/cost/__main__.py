@@ -49,10 +49,14 @@ def main(argv: list[str]) -> None:
         validate.check(each)
     process.quiet()
 
+    import jax
+
     from inception_jax.cost import draw, render
     from inception_jax.cost.report import Report
     from inception_jax.data import datasets
 
+    if any(each.model.dtype == "float64" for each in configs.values()):
+        jax.config.update("jax_enable_x64", True)
     reports = [
         Report(name, each, datasets.count_classes(each.data)) for name, each in configs.items()
     ]
