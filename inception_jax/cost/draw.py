@@ -136,6 +136,7 @@ def _finish(panels):
 def _mark_paper(panels, names, rows):
     from inception_jax.cost.table1 import PAPER
 
+    rows = [row for row in rows if PAPER[row.row][0] in names]  # not those without weights
     places = [names.index(PAPER[row.row][0]) for row in rows]
     paper = (
         [row.paper_mega_multiply_adds for row in rows],
