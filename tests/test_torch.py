@@ -374,3 +374,31 @@ def test_evaluation_says_what_torchs_says_of_images_too_small_for_auxiliary_head
     ours, reference = logits(height, width, heads=False)
     assert len(reference) == 1
     check(ours, reference, 1e-10, "logits")
+
+
+@pytest.mark.parametrize("reduce, name", [(jnp.max, "max"), (jnp.mean, "avg")])
+def test_bins_are_those_of_adaptive_pooling(reduce, name, x64):
+    """Values and gradients, of maps with even and odd sides."""
+    rng = np.random.default_rng(0)
+    sides = [(n, 18 - n, bins) for n in range(5, 14) for bins in range(1, 7)]
+    cases = [(rows, columns, bins) for rows, columns, bins in sides if bins <= min(rows, columns)]
+    xs = [rng.normal(size=(2, rows, columns, 3)) for rows, columns, _ in cases]
+    dys = [rng.normal(size=(2, bins, bins, 3)) for *_, bins in cases]
+
+    def pools(xs):
+        every = zip(xs, cases, strict=True)
+        return [layers.bin_pool(x, bins, reduce) for x, (*_, bins) in every]
+
+    def both(xs, dys):
+        ys, pull = jax.vjp(pools, xs)
+        return ys, pull(dys)[0]
+
+    adaptive = getattr(torch.nn.functional, f"adaptive_{name}_pool2d")
+    ys, dxs = jax.jit(both, compiler_options=QUICK)(xs, dys)
+    for x, dy, y, dx in zip(xs, dys, ys, dxs, strict=True):
+        x_BCHW = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+        expected = adaptive(x_BCHW, dy.shape[1])
+        expected.backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
+        for ours, tensor in ((y, expected.detach()), (dx, x_BCHW.grad)):
+            torchs = tensor.numpy().transpose(0, 2, 3, 1)
+            np.testing.assert_allclose(ours, torchs, rtol=1e-12, atol=1e-12)

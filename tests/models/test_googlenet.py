@@ -7,8 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
-from test_layers import lrn_loop
+from flax.traverse_util import flatten_dict
+from reference import (
+    Layers,
+    agree,
+    bin_pool_loop,
+    build,
+    forward,
+    init,
+    jit,
+    lrn_loop,
+    numbers,
+    pad,
+    photos,
+    pool,
+    run,
+    shapes,
+    windows,
+)
 
 from inception_jax.errors import UserError
 from inception_jax.models.googlenet import GoogLeNet
@@ -32,117 +48,79 @@ TINY = {"num_classes": 7, "width": 0.125}  # 16 channels become 2
 SMALL = {"batch_norm": True, "small_stem": True}
 STILL = {"dropout": 0.0, "auxiliary_dropout": 0.0}
 NO_HEADS = {"auxiliary_heads": False}
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def init(model, size, train=True):
-    keys = {"params": jax.random.key(0, impl="rbg"), "dropout": jax.random.key(1)}
-    return model.init(keys, jnp.zeros((1, size, size, 3)), train=train)
-
-
-def shapes(model, size, train=True):
-    """Shapes of all variables by flat name."""
-    tree = jax.eval_shape(lambda: init(model, size, train))
-    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
-
-
-def numbers(model, size):
-    """Variables by flat name, all random; kernels sum to 0, else positive maps would kill ReLUs."""
-    rng = np.random.default_rng(0)
-    variables = {}
-    for name, shape in shapes(model, size).items():
-        values = rng.normal(size=shape)
-        if name.endswith("kernel"):
-            values -= values.mean(axis=tuple(range(len(shape) - 1)))
-            variables[name] = values * np.sqrt(2 / np.prod(shape[:-1]))
-        else:
-            variables[name] = np.abs(0.5 + 0.2 * values)
-    return variables
-
-
-def photos(batch, size):
-    """Images large enough for LRN's alpha of 1e-4 to show."""
-    return 60 * np.random.default_rng(1).normal(size=(batch, size, size, 3))
-
-
-def forward(model, variables, images, train=False):
-    """Returns logits, main ones first, and the batch statistics by flat name."""
-    options = {"rngs": {"dropout": jax.random.key(0)}, "mutable": ["batch_stats"]}
-    logits, updated = model.apply(unflatten_dict(variables, sep="/"), images, train, **options)
-    return (logits.main_BK, *logits.auxiliary), flatten_dict(updated, sep="/")
-
-
-def run(model, *arguments, **options):
-    return jax.tree.map(np.asarray, jit(functools.partial(forward, model, **options))(*arguments))
-
-
-class Reference:
+class Reference(Layers):
     """The network once more, in NumPy and float64, from the paper and the reference's prototxt."""
 
-    def __init__(self, variables, batch_norm=False, small_stem=False, train=False):
-        self.v, self.train = variables, train
-        self.batch_norm, self.small_stem, self.updated = batch_norm, small_stem, {}
+    def __init__(
+        self,
+        variables,
+        small_stem=False,
+        naive=False,
+        branches=("1x1", "3x3", "5x5", "pool"),
+        projection=True,
+        modules=tuple(TABLE_1),
+        pool4_window=3,
+        auxiliary_bins=0,
+        lrn=(1, 1e-4),  # k and alpha, or None
+        **options,
+    ):
+        super().__init__(variables, **options)
+        self.small_stem, self.naive, self.branches = small_stem, naive, branches
+        self.projection, self.modules, self.lrn = projection, modules, lrn
+        self.pool4_window, self.auxiliary_bins = pool4_window, auxiliary_bins
 
     def __call__(self, x):
-        big = not self.small_stem
-        x = self.pool(self.conv(x, "conv1/7x7_s2", 2)) if big else self.conv(x, "conv1/3x3")
-        x = self.norm(self.conv(self.conv(self.norm(x), "conv2/3x3_reduce"), "conv2/3x3"))
+        if self.small_stem:
+            x = self.same(x, "conv1/3x3")
+        else:
+            x = pool(self.conv(x, "conv1/7x7_s2", 2, 3), 3, 2, ceil=True)
+        x = self.norm(self.same(self.same(self.norm(x), "conv2/3x3_reduce"), "conv2/3x3"))
         auxiliary = []
         for module in TABLE_1:
-            x = self.pool(x) if module in ("3a", "4a", "5a") else x
+            if module in ("3a", "4a", "5a"):
+                x = pool(x, self.pool4_window if module == "5a" else 3, 2, ceil=True)
+            if module not in self.modules:
+                continue
             x = self.inception(x, f"inception_{module}/")
             if self.train and module in ("4a", "4d"):
-                auxiliary.append(self.auxiliary(x, f"loss{len(auxiliary) + 1}/"))
+                auxiliary.append(self.auxiliary(x, {"4a": "loss1/", "4d": "loss2/"}[module]))
         return (self.dense(x.mean(axis=(1, 2)), "loss3/classifier"), *auxiliary)
 
     def inception(self, x, name):
-        around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-        branches = [
-            self.conv(x, name + "1x1"),
-            self.conv(self.conv(x, name + "3x3_reduce"), name + "3x3"),
-            self.conv(self.conv(x, name + "5x5_reduce"), name + "5x5"),
-            self.conv(windows(around, 3).max(axis=(-2, -1)), name + "pool_proj"),
-        ]
+        def reduced(branch):
+            return x if self.naive else self.same(x, f"{name}{branch}_reduce")
+
+        branches = []
+        if "1x1" in self.branches:
+            branches.append(self.same(x, name + "1x1"))
+        if "3x3" in self.branches:
+            branches.append(self.same(reduced("3x3"), name + "3x3"))
+        if "5x5" in self.branches:
+            branches.append(self.same(reduced("5x5"), name + "5x5"))
+        if "pool" in self.branches:
+            pooled = windows(pad(x, 1, 1, -np.inf), 3).max(axis=(-2, -1))
+            branches.append(self.same(pooled, name + "pool_proj") if self.projection else pooled)
         return np.concatenate(branches, axis=-1)
 
     def auxiliary(self, x, name):
-        x = self.conv(windows(x, 5, 3).mean(axis=(-2, -1)), name + "conv")
+        if self.auxiliary_bins:
+            x = bin_pool_loop(x, self.auxiliary_bins, np.mean)
+        else:
+            x = windows(x, 5, 3).mean(axis=(-2, -1))
+        x = self.same(x, name + "conv")
         hidden = np.maximum(self.dense(x.reshape(len(x), -1), name + "fc"), 0)
         return self.dense(hidden, name + "classifier")
 
-    def conv(self, x, name, stride=1):
-        kernel = self.v[f"params/{name}/kernel"]
-        pad = (kernel.shape[0] // 2,) * 2
-        x = np.pad(x, ((0, 0), pad, pad, (0, 0)))
-        y = np.einsum("bhwcij,ijco->bhwo", windows(x, len(kernel), stride), kernel)
-        assert y.max() > 0, f"{name} is dead, so the comparison would not see it"
-        if not self.batch_norm:
-            return np.maximum(y + self.v[f"params/{name}/bias"], 0)
-        mean, var = (self.v[f"batch_stats/{name}_bn/{which}"] for which in ("mean", "var"))
-        if self.train:
-            now = y.mean(axis=(0, 1, 2)), y.var(axis=(0, 1, 2))
-            for which, old, new in zip(("mean", "var"), (mean, var), now, strict=True):
-                self.updated[f"batch_stats/{name}_bn/{which}"] = 0.9 * old + 0.1 * new
-            mean, var = now
-        scale, bias = (self.v[f"params/{name}_bn/{which}"] for which in ("scale", "bias"))
-        return np.maximum((y - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
-
-    def dense(self, x, name):
-        return x @ self.v[f"params/{name}/kernel"] + self.v[f"params/{name}/bias"]
+    def same(self, x, name):
+        return self.conv(x, name, pad=len(self.v[f"params/{name}/kernel"]) // 2)
 
     def norm(self, x):
-        return x if self.batch_norm else lrn_loop(x, size=5, alpha=1e-4, beta=0.75, k=1)
-
-    def pool(self, x):
-        """Ceil mode: 3x3/2 windows leave out at most a pixel, so one more makes room for all."""
-        x = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
-        return windows(x, 3, 2).max(axis=(-2, -1))
-
-
-def windows(x, size, stride=1):
-    """B, rows, columns, C, size, size."""
-    every = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
-    return every[:, ::stride, ::stride]
+        if self.lrn is None:
+            return x
+        k, alpha = self.lrn
+        return lrn_loop(x, size=5, alpha=alpha, beta=0.75, k=k)
 
 
 def published(num_classes, side=None, width=1.0, batch_norm=False, small_stem=False):
@@ -227,13 +205,6 @@ def test_maps_shrink_as_the_references_do(small_stem):
         assert [maps[name]["__call__"][0].shape[1:3] for name in places] == [(s, s) for s in sides]
 
 
-def agree(got, expected):
-    assert len(got) == len(expected)
-    for ours, theirs in zip(got, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10 * np.abs(theirs).max())
-        assert np.ptp(ours, axis=0).min() > 1e-3  # alive: the images make a difference
-
-
 def test_the_published_network_computes_what_numpy_does(x64):
     """In training with both heads, and in evaluation at another size (even: SAME would differ)."""
     model = GoogLeNet(**TINY, **STILL, dtype="float64")
@@ -249,11 +220,107 @@ def test_the_network_for_small_images_computes_what_numpy_does(x64):
     variables = numbers(model, 21)
     for size, train in ((21, True), (11, False)):
         got, statistics = run(model, variables, photos(4, size), train=train)
-        reference = Reference(variables, **SMALL, train=train)
+        reference = Reference(variables, **SMALL, lrn=None, train=train)
         agree(got, reference(photos(4, size)))
         for name, ours in statistics.items():
             expected = reference.updated[name] if train else variables[name]
             np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+TORCHVISION = {
+    "batch_norm": True,
+    "batch_norm_epsilon": 1e-3,
+    "kernel_5x5": 3,
+    "pool4_window": 2,
+    "auxiliary_bins": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "fields, size, options",
+    [
+        (TORCHVISION, 75, {"pool4_window": 2, "auxiliary_bins": 4, "lrn": None}),
+        (
+            {"module": "naive", "modules": "3a,4d,5b", "auxiliary_bins": 2, "lrn_k": 2.0},
+            75,
+            {
+                "naive": True,
+                "projection": False,
+                "modules": ("3a", "4d", "5b"),
+                "auxiliary_bins": 2,
+                "lrn": (2, 1e-4),
+            },
+        ),
+        (
+            {
+                "module": "naive",
+                "projection": True,
+                "branches": "pool,5x5",
+                "modules": "4a,3b,4e",
+                "kernel_5x5": 7,
+                "lrn_alpha": 1e-3,
+            },
+            79,  # the least for 5x5 windows on stage 4's map
+            {
+                "naive": True,
+                "branches": ("5x5", "pool"),
+                "modules": ("3b", "4a", "4e"),
+                "lrn": (1, 1e-3),
+            },
+        ),
+        (
+            {"projection": False, "branches": "3x3, pool", "modules": "4a,4d,5a", "lrn": False},
+            79,
+            {
+                "projection": False,
+                "branches": ("3x3", "pool"),
+                "modules": ("4a", "4d", "5a"),
+                "lrn": None,
+            },
+        ),
+        (
+            {"branches": "1x1", "modules": "3a,4a", "batch_norm": True, "lrn": True},
+            79,
+            {"branches": ("1x1",), "modules": ("3a", "4a")},
+        ),
+    ],
+)
+def test_other_choices_compute_what_numpy_does(fields, size, options, x64):
+    """In training with what heads there are, and in evaluation at a smaller size."""
+    model = build("googlenet", **STILL, width=0.125, dtype="float64", **fields)
+    variables = numbers(model, size)
+    norm = {"batch_norm": fields.get("batch_norm", False)}
+    norm["epsilon"] = fields.get("batch_norm_epsilon", 1e-5)
+    for side, train in ((size, True), (58, False)):
+        got, _ = run(model, variables, photos(4, side), train=train)
+        agree(got, Reference(variables, **norm, **options, train=train)(photos(4, side)))
+
+
+@pytest.mark.parametrize(
+    "fields, passed_on, kept",
+    [
+        ({"module": "naive"}, True, "1x1 3x3 5x5"),
+        ({"module": "naive", "projection": True}, False, "1x1 3x3 5x5 pool_proj"),
+        ({"module": "naive", "branches": "3x3,1x1"}, False, "1x1 3x3"),
+        ({"projection": False}, True, "1x1 3x3_reduce 3x3 5x5_reduce 5x5"),
+        ({"branches": "5x5"}, False, "5x5_reduce 5x5"),
+        ({"branches": "pool", "projection": False}, True, ""),
+    ],
+)
+def test_a_modules_channels_are_those_of_its_branches_side_by_side(fields, passed_on, kept):
+    """A pooling without projection adds as many as come in: Figure 2a's modules grow and grow."""
+    model = GoogLeNet(10, **NO_HEADS, **fields)
+    maps = jax.eval_shape(functools.partial(capture, model, 224))
+    kernels = {name for name in shapes(model, 224) if name.endswith("kernel")}
+    inputs = 192
+    for module, (n1, _, n3, _, n5, proj) in TABLE_1.items():
+        widths = {"1x1": n1, "3x3": n3, "5x5": n5, "pool_proj": proj}
+        outputs = sum(widths.get(name, 0) for name in kept.split()) + inputs * passed_on
+        (map_of_module,) = maps[f"inception_{module}"]["__call__"]
+        assert map_of_module.shape[-1] == outputs
+        found = {name for name in kernels if f"/inception_{module}/" in name}
+        assert found == {f"params/inception_{module}/{name}/kernel" for name in kept.split()}
+        inputs = outputs
 
 
 def test_first_parameters_are_drawn_as_in_the_reference():
@@ -291,7 +358,14 @@ def test_dropout_takes_40_and_70_percent_in_training_and_nothing_in_evaluation()
     np.testing.assert_allclose(features, 0.2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options, size", [({}, 79), (SMALL, 20)])
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        ({}, 79),
+        (SMALL, 20),
+        ({"module": "naive", "auxiliary_bins": 2, "modules": "3a,4a,4d,5b"}, 79),
+    ],
+)
 def test_every_parameter_learns(options, size):
     """A branch that is built but not connected would keep its first weights for ever."""
     model = GoogLeNet(**TINY, **STILL, **options)
@@ -342,12 +416,15 @@ def test_the_smallest_image_is_named_and_true(options, least, what):
     message = str(error.value)
     assert f"images of {least - 1} pixels are too small for {what}" in message
     assert f"config.data.image_size to {least} or more" in message
-    assert ("set config.model.auxiliary_heads=False" in message) == ("heads" in what)
+    assert ("or config.model.auxiliary_heads=False" in message) == ("heads" in what)
     with pytest.raises((ValueError, ZeroDivisionError)):
         shapes(model, least - 1)
 
 
 def test_a_width_that_leaves_a_layer_empty_is_refused():
     GoogLeNet(10, width=0.0625).check(224)
-    with pytest.raises(UserError, match=r"width=0.03 leaves a layer of 16 channels with none"):
+    with pytest.raises(
+        UserError,
+        match=r"width=0.03 leaves inception_3a/5x5_reduce, a layer of 16 channels, with none",
+    ):
         GoogLeNet(10, width=0.03).check(224)

@@ -8,23 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from reference import bin_pool_loop, jit, lrn_loop, lrn_within_loop
 
 from inception_jax.models import layers
 
 
 def images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def lrn_loop(x, size, alpha, beta, k):
-    """Caffe's formula, a channel at a time: the window is cut off at the first and last channel."""
-    out, channels = np.empty(x.shape), x.shape[-1]
-    for c in range(channels):
-        total = np.zeros(x.shape[:-1])
-        for other in range(max(0, c - size // 2), min(channels, c + size // 2 + 1)):
-            total += x[..., other].astype(np.float64) ** 2
-        out[..., c] = x[..., c] / (k + alpha / size * total) ** beta
-    return out
 
 
 def max_pool_loop(x, dy, window, stride, padding):
@@ -40,6 +30,19 @@ def max_pool_loop(x, dy, window, stride, padding):
         dpadded[b, rows + p, columns + q, c] += dy[b, i, j, c]
     (top, _), (left, _) = padding
     return y, dpadded[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+
+def conv_loop(x, kernel, stride, padding, groups):
+    """A filter at a time: it sees its group of the channels only."""
+    x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    window, _, inputs, filters = kernel.shape
+    rows, columns = ((side - window) // stride + 1 for side in x.shape[1:3])
+    y = np.zeros((len(x), rows, columns, filters))
+    for i, j, f in np.ndindex(rows, columns, filters):
+        top, left, first = i * stride, j * stride, f // (filters // groups) * inputs
+        seen = x[:, top : top + window, left : left + window, first : first + inputs]
+        y[:, i, j, f] = (seen * kernel[..., f]).sum(axis=(1, 2, 3))
+    return y
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,89 @@ def test_lrn_of_bfloat16_is_computed_in_float32():
     assert got.dtype == jnp.bfloat16
     exact = lrn_loop(np.asarray(x, np.float64), 5, 1.0, 0.75, 1.0)
     np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"size": 5, "alpha": 2.0, "beta": 0.5}])
+@pytest.mark.parametrize("sides", [(7, 4), (2, 1)])
+def test_lrn_within_is_caffes_formula_up_to_the_edge_pixels(sides, options, x64):
+    x = 100 * images(2, *sides, 3).astype(np.float64)  # so large that even alpha = 5e-5 shows
+    expected = lrn_within_loop(x, **{"size": 3, "alpha": 5e-5, "beta": 0.75} | options)
+    np.testing.assert_allclose(layers.lrn_within(x, **options), expected, rtol=1e-12)
+
+
+def test_lrn_within_divides_by_the_whole_window_at_the_edge():
+    """By hand: (1 + 9/9 * 4 * 4)^-1 in a corner, whose window holds four of the pixels."""
+    got = layers.lrn_within(jnp.full((1, 3, 3, 1), 2.0), alpha=9.0, beta=1.0)
+    expected = 2 / np.array([[17, 25, 17], [25, 37, 25], [17, 25, 17]])
+    np.testing.assert_allclose(got[0, :, :, 0], expected, rtol=1e-6)
+
+
+def test_lrn_within_of_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(images(2, 4, 4, 16), jnp.bfloat16)
+    got = layers.lrn_within(x, alpha=1.0)
+    assert got.dtype == jnp.bfloat16
+    exact = lrn_within_loop(np.asarray(x, np.float64), 3, 1.0, 0.75)
+    np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("reduce, expected", [(jnp.max, np.max), (jnp.mean, np.mean)])
+def test_bins_reach_from_floor_to_ceil_of_their_share(reduce, expected, x64):
+    maps = {n: images(2, n, 18 - n, 3).astype(np.float64) for n in range(5, 14)}
+    cases = [(n, bins) for n in maps for bins in range(1, 7) if bins <= min(n, 18 - n)]
+    pools = jit(lambda maps: [layers.bin_pool(maps[n], bins, reduce) for n, bins in cases])
+    for (n, bins), got in zip(cases, pools(maps), strict=True):
+        np.testing.assert_allclose(
+            got, bin_pool_loop(maps[n], bins, expected), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_bins_of_13_pixels_are_the_papers_sliding_windows():
+    """He et al. 2014, section 2.3: windows of ceil(a/n) pixels, floor(a/n) apart."""
+    x = images(1, 13, 13, 4)
+    for bins, window, stride in ((6, 3, 2), (3, 5, 4), (2, 7, 6), (1, 13, 13)):
+        slid = nn.max_pool(x, (window, window), (stride, stride))
+        np.testing.assert_array_equal(layers.bin_pool(x, bins), slid)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3])
+@pytest.mark.parametrize("reduce", [jnp.max, jnp.mean])
+def test_a_bins_gradient_is_that_of_finite_differences(reduce, bins, x64):
+    """A wrong share sends the error signal to the wrong pixel; training just gets worse."""
+    rng = np.random.default_rng(0)
+    x = rng.permutation(np.arange(70.0)).reshape(1, 7, 5, 2)  # no two values nearer than 1
+    dy = rng.normal(size=(1, bins, bins, 2))
+    pool = functools.partial(layers.bin_pool, bins=bins, reduce=reduce)
+    got = jit(lambda x, dy: jax.vjp(pool, x)[1](dy)[0])(x, dy)
+    numpys = {jnp.max: np.max, jnp.mean: np.mean}[reduce]
+    expected = np.empty(x.shape)
+    for place in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
+        step[place] = 0.25
+        up, down = (bin_pool_loop(x + sign * step, bins, numpys) for sign in (1, -1))
+        expected[place] = (dy * (up - down)).sum() / 0.5
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(
+    "window, stride, padding, sides",
+    [(3, 1, 1, (7, 6)), (5, 2, 0, (9, 8)), (3, 2, 2, (5, 7)), (1, 3, 1, (4, 5))],
+)
+def test_a_unit_convolves_groups_of_channels_apart(window, stride, padding, sides, groups, x64):
+    x = images(2, *sides, 8).astype(np.float64)
+    unit = layers.Unit(0.5, jnp.dtype("float64"), False, nn.initializers.normal(1.0))
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return unit.conv(x, "conv", 24, window, stride, padding, groups, bias=0.25)
+
+    got, variables = jit(Layer().init_with_output)(jax.random.key(0), x)
+    kernel = variables["params"]["conv"]["kernel"]
+    assert kernel.shape == (window, window, 8 // groups, 12)
+    np.testing.assert_array_equal(variables["params"]["conv"]["bias"], np.full(12, 0.25))
+    expected = np.maximum(conv_loop(x, np.asarray(kernel), stride, padding, groups) + 0.25, 0)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_ceil_mode_counts_every_window_needed_to_reach_the_edge():
