@@ -94,9 +94,25 @@ def get_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.image_size = 224  # side in pixels; paper, section 5
+    # Which patch of each training image, by the papers:
+    # area: of random area and aspect, resized to image_size; paper, section 6
+    # image: image_size pixels from anywhere in the image, whose shorter side was resized to
+    #   train_resize; Simonyan & Zisserman 2014, section 3.1
+    # square: the same from the central square; Krizhevsky et al. 2012, sections 2 and 4.1
+    # image_corners: a corner or the centre of the image; He et al. 2014, section 3.1
+    # square_corners: a corner or the centre of the square; Zeiler & Fergus 2013, section 3
+    config.data.crop = "area"
     config.data.crop_area = (0.08, 1.0)  # share of the image's area; paper, section 6
     config.data.crop_aspect = (3 / 4, 4 / 3)  # width / height; paper, section 6
+    # pixels, from the first number to the second, evenly; Krizhevsky et al. 2012, section 2.
+    # (256, 512): scale jittering; Simonyan & Zisserman 2014, section 3.1
+    config.data.train_resize = (256, 256)
+    # sides in pixels, in turn by epochs; none: image_size. (224, 180): He et al. 2014, section 2.3
+    config.data.train_sizes = ()
     config.data.mirror = True  # half of the training images; paper, section 7 (test crops)
+    # deviation of the noise along ImageNet's principal colours; 0: none. 0.1: Krizhevsky et al.
+    # 2012, section 4.1
+    config.data.lighting = 0.0
     config.data.eval_resize = 256  # shorter side before the central crop; reference: 256 images
     config.data.mean = (123.0, 117.0, 104.0)  # RGB; reference: train_val.prototxt, as BGR there
     config.data.std = (1.0, 1.0, 1.0)  # reference: no scaling
@@ -105,6 +121,7 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = (
         128  # images per step over all devices; the result does not depend on it
     )
+    config.eval.sizes = ()  # sides in pixels at which every evaluation is repeated
     config.eval.every_steps = 4000  # and at the end; reference: solver.prototxt, test_interval
 
     config.checkpoint = ConfigDict()

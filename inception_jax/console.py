@@ -66,29 +66,42 @@ class Console:
             self.line(f"step {step}/{total}  {numbers}  {_duration(left)} left")
 
     def evaluation(self, row: dict) -> None:
-        """Prints a row of evaluation."""
-        self.line(
-            f"step {row['step']}  epoch {row['epoch']:.1f}  evaluation: top-1 {row['top1']:.4f}"
-            f"  top-5 {row['top5']:.4f}  loss {row['loss']:.4f}  ({row['examples']} images)"
-        )
+        """Prints a row of evaluation, a line for each size of images."""
+        for end, where in _sizes(row).items():
+            top1, top5, loss = (row[f"{name}{end}"] for name in ("top1", "top5", "loss"))
+            self.line(
+                f"step {row['step']}  epoch {row['epoch']:.1f}  evaluation: top-1 {top1:.4f}"
+                f"  top-5 {top5:.4f}  loss {loss:.4f}  ({row['examples']} images)"
+                + (f"  {where}" if where else "")
+            )
 
     def summary(self, results: dict, workdir) -> None:
         """Prints the table that ends a run."""
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=False, title="Results")
         best = results["best"]
-        for name, value in {
-            "top-1": f"{results['top1']:.4f}  (best {best['top1']:.4f} at step {best['step']})",
-            "top-5": f"{results['top5']:.4f}",
-            "loss": f"{results['loss']:.4f}",
+        rows = {
+            f"{told} {where}".rstrip(): f"{results[name + end]:.4f}"
+            for end, where in _sizes(results).items()
+            for told, name in (("top-1", "top1"), ("top-5", "top5"), ("loss", "loss"))
+        }
+        rows["top-1"] += f"  (best {best['top1']:.4f} at step {best['step']})"
+        rows |= {
             "images evaluated": f"{results['examples']:,}",
             "steps": f"{results['step']:,}  ({results['epoch']:.1f} epochs)",
             "parameters": f"{results['parameters']:,}",
             "images/s in training": f"{results['images_per_second']:,.0f}",
             "wall time": _duration(results["wall_seconds"]),
             "results": str(workdir / "results.json"),
-        }.items():
+        }
+        for name, value in rows.items():
             table.add_row(name, value)
         self._rich.print(table)
+
+
+def _sizes(row):
+    """What the names of an evaluation's numbers end in, and the words for the size of images."""
+    further = [name.removeprefix("top1") for name in row if name.startswith("top1_")]
+    return {"": ""} | {end: f"at {end.removeprefix('_')} pixels" for end in further}
 
 
 def _duration(seconds):

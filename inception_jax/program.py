@@ -1,10 +1,11 @@
 """What a config compiles to: the jitted start, training step and evaluation step on a mesh."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from inception_jax import average, models, optim, sharding, step
 from inception_jax.data import device
+from inception_jax.errors import UserError
 
 
 class Program(NamedTuple):
@@ -25,8 +27,8 @@ class Program(NamedTuple):
     train_step: Any  # jitted: (state, donated; batch) -> (state, metrics)
     eval_step: Any  # jitted: (state, batch) -> sums
     state: Any  # TrainState of ShapeDtypeStructs with shardings
-    train_batch: dict[str, jax.ShapeDtypeStruct]
-    eval_batch: dict[str, jax.ShapeDtypeStruct]
+    train_batch: dict[int, dict[str, jax.ShapeDtypeStruct]]  # by size of images
+    eval_batch: dict[int, dict[str, jax.ShapeDtypeStruct]]  # the first is config.data.image_size
 
 
 def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int) -> Program:
@@ -39,8 +41,9 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
       num_classes: K.
 
     Raises:
-      UserError: the images are too small for the network, the batch cannot be split so, a pattern
-        of `config.optim` fits no parameter, or the average would begin after the end.
+      UserError: the images are too small for the network, or of sizes that its parameters do not
+        fit, the batch cannot be split so, a pattern of `config.optim` fits no parameter, or the
+        average would begin after the end.
     """
     model = models.build(config.model, num_classes)
     model.check(config.data.image_size)
@@ -56,6 +59,10 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         return step.init_variables(model, config.data.image_size, config.seed)
 
     abstract = jax.eval_shape(init_variables)
+    train_sizes = config.data.train_sizes or (config.data.image_size,)
+    eval_sizes = (config.data.image_size, *config.eval.sizes)
+    _check_sizes(model, abstract, config, "data.train_sizes", train_sizes)
+    _check_sizes(model, abstract, config, "eval.sizes", eval_sizes)
     optimizer = optim.make_optimizer(config.optim, schedule, abstract["params"])
 
     def init():
@@ -77,10 +84,9 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         update_average=update_average,
     )
 
-    def batch(size, **others):
-        side = config.data.image_size
-        fields = {"image": ((size, side, side, 3), jnp.uint8), "label": ((size,), jnp.int32)}
-        fields |= {name: ((size,), dtype) for name, dtype in others.items()}
+    def batch(count, size, **others):
+        fields = {"image": ((count, size, size, 3), jnp.uint8), "label": ((count,), jnp.int32)}
+        fields |= {name: ((count,), dtype) for name, dtype in others.items()}
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
             for name, (shape, dtype) in fields.items()
@@ -88,7 +94,7 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
 
     # Padded and masked, so its size need only fit the devices; it changes no result.
     devices = mesh.shape["data"]
-    eval_size = -(-config.eval.batch_size // devices) * devices
+    eval_count = -(-config.eval.batch_size // devices) * devices
     return Program(
         mesh=mesh,
         total_steps=total_steps,
@@ -114,6 +120,48 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
             out_shardings=everywhere,
         ),
         state=state,
-        train_batch=batch(config.batch_size, epoch=jnp.int32, example=jnp.int32),
-        eval_batch=batch(eval_size, valid=jnp.bool_),
+        train_batch={
+            size: batch(config.batch_size, size, epoch=jnp.int32, example=jnp.int32)
+            for size in train_sizes
+        },
+        eval_batch={size: batch(eval_count, size, valid=jnp.bool_) for size in eval_sizes},
     )
+
+
+def _check_sizes(model, variables, config, field, sizes: Sequence[int]):
+    """Raises UserError for the first size of images that the network cannot take."""
+
+    def fits(size, train):
+        try:
+            jax.eval_shape(
+                lambda variables, images_BHWC: model.apply(
+                    variables,
+                    images_BHWC,
+                    train=train,
+                    rngs={"dropout": jax.random.key(0)},
+                    mutable=["batch_stats"],
+                ),
+                variables,
+                jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+            )
+        except flax.errors.ScopeParamShapeError:
+            return False
+        return True
+
+    built_for = config.data.image_size
+    for size in sizes:
+        if size == built_for:
+            continue
+        try:
+            model.check(size)
+        except UserError as error:  # which speaks of the field that usually has the size
+            told = str(error).replace("config.data.image_size", f"config.{field}")
+            raise UserError(told) from None
+        train = field == "data.train_sizes"
+        if not fits(size, train):
+            heads = train and fits(size, train=False)
+            raise UserError(
+                f"config.{field}: {size} pixels will not do, as the network's fully connected"
+                f" layers fit images of {built_for} pixels only: "
+                + ("set config.model.auxiliary_heads=False" if heads else f"leave {size} out")
+            )

@@ -21,8 +21,10 @@ FIXED = (
     "data.eval_split",
     "data.eval_resize",
     "data.image_size",
+    "data.train_sizes",
     "data.mean",
     "data.std",
+    "eval.sizes",
     "optim.name",
     "optim.momentum_form",
     "optim.betas",
@@ -44,7 +46,8 @@ def compare(meta: dict, config, facts: dict[str, int], workdir) -> list[str]:
     Raises:
       UserError: a difference that cannot be resumed.
     """
-    stored = dict(flatten(meta["config"]))
+    # runs from before these fields had one size
+    stored = {"data.train_sizes": [], "eval.sizes": []} | dict(flatten(meta["config"]))
     given = dict(flatten(json.loads(config.to_json_best_effort())))
     differing = [name for name in given | stored if given.get(name) != stored.get(name)]
     for name in differing:

@@ -11,6 +11,7 @@ class Stream(enum.IntEnum):
     PARAMS = 0
     DROPOUT = 1
     AUGMENTATION = 2
+    LIGHTING = 3
 
 
 def key(seed: int, stream: Stream, *numbers: int | jax.Array) -> jax.Array:

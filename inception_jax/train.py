@@ -144,7 +144,7 @@ class Run:
     def _train_from(self, step):
         """Trains until the end or a signal; returns the step reached, which is saved."""
         config, prog = self.config, self.prog
-        train_step = prog.train_step.lower(prog.state, prog.train_batch).compile()
+        train_steps = {}  # by size of images, each compiled when it is first due
         batches = pipeline.training(
             self.data.train,
             order.training(len(self.data.train), config.batch_size, config.seed),
@@ -156,7 +156,16 @@ class Run:
         clock = _Clock(config.batch_size)
         late = None  # the step before this one, whose metrics the device may still be computing
         for batch in batches:
-            self.state, metrics = train_step(self.state, sharding.place_batch(batch, prog.mesh))
+            size = batch["image"].shape[1]
+            if size not in train_steps:
+                if late:
+                    self._record(*late, clock)
+                    late = None
+                with clock.paused():
+                    lowered = prog.train_step.lower(prog.state, prog.train_batch[size])
+                    train_steps[size] = lowered.compile()
+            placed = sharding.place_batch(batch, prog.mesh)
+            self.state, metrics = train_steps[size](self.state, placed)
             step += 1
             if late:
                 self._record(*late, clock)
@@ -210,14 +219,33 @@ class Run:
 
     def _evaluate(self, step):
         """Evaluates, logs and remembers; returns False if a signal came in between."""
+        try:
+            first, *further = (self._evaluate_at(size) for size in self.prog.eval_batch)
+        except Stopped:
+            return False
+        row = {"kind": "eval", "step": step, "epoch": self._epoch(step)} | first
+        for size, result in zip(self.config.eval.sizes, further, strict=True):
+            row |= {f"{name}_{size}": result[name] for name in ("top1", "top5", "loss")}
+        losses = [name for name in row if name.startswith("loss")]
+        self._check_finite(step, float(self.prog.schedule(step - 1)), row, losses)
+        self.log.append(row)
+        self.console.evaluation(row)
+        self.evaluation = row
+        if not self.best or row["top1"] > self.best["top1"]:
+            self.best = {"step": step, "top1": row["top1"]}
+        return True
+
+    def _evaluate_at(self, size):
+        """Evaluates with images of so many pixels; raises Stopped if a signal comes in between."""
         source, prog = self.data.eval, self.prog
-        size = prog.eval_batch["image"].shape[0]
+        count = len(prog.eval_batch[size]["label"])
         batches = pipeline.evaluation(
             source,
-            order.evaluation(len(source), size),
-            sharding.local_rows(size),
-            range(-(-len(source) // size)),
+            order.evaluation(len(source), count),
+            sharding.local_rows(count),
+            range(-(-len(source) // count)),
             self.config.data,
+            size,
         )
 
         def placed():
@@ -226,18 +254,7 @@ class Run:
                     raise Stopped
                 yield sharding.place_batch(batch, prog.mesh)
 
-        try:
-            result = evaluate.evaluate(prog.eval_step, self.state, placed(), len(source))
-        except Stopped:
-            return False
-        row = {"kind": "eval", "step": step, "epoch": self._epoch(step)} | result
-        self._check_finite(step, float(self.prog.schedule(step - 1)), row, ("loss",))
-        self.log.append(row)
-        self.console.evaluation(row)
-        self.evaluation = row
-        if not self.best or row["top1"] > self.best["top1"]:
-            self.best = {"step": step, "top1": row["top1"]}
-        return True
+        return evaluate.evaluate(prog.eval_step, self.state, placed(), len(source))
 
     def _save(self, step):
         meta = {
@@ -257,7 +274,7 @@ class Run:
         return {
             "step": step,
             "epoch": self._epoch(step),
-            **{name: self.evaluation[name] for name in ("top1", "top5", "loss", "examples")},
+            **{k: v for k, v in self.evaluation.items() if k not in ("kind", "step", "epoch")},
             "best": self.best,
             "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
             "images_per_second": step * self.config.batch_size / self.train_seconds,
@@ -298,6 +315,15 @@ class _Clock:
         speed = self._steps * self._batch_size / (now - self._since)
         self._since, self._steps = now, 0
         return speed
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Counts no time while the context lasts."""
+        before = time.monotonic()
+        yield
+        passed = time.monotonic() - before
+        self._started += passed
+        self._since += passed
 
     def stop(self):
         return time.monotonic() - self._started

@@ -18,6 +18,7 @@ SCHEDULES = ("step", "poly", "cosine")
 OPTIMISERS = ("sgd", "rmsprop", "lars", "adamw", "lamb")
 AVERAGES = ("none", "exponential", "plain")
 MOMENTUM_FORMS = ("optax", "caffe")
+CROPS = ("area", "image", "square", "image_corners", "square_corners")
 DTYPES = ("float32", "bfloat16", "float64")
 
 # The fields whose numbers, alone or in a tuple, must be above 0; 0 or more; below 1.
@@ -27,12 +28,14 @@ _POSITIVE = (
     *("model.batch_norm_epsilon", "model.lrn_k", "model.kernel_5x5", "model.pool4_window"),
     "model.pyramid",
     *("data.image_size", "data.eval_resize", "data.crop_area", "data.crop_aspect", "data.std"),
-    *("eval.batch_size", "eval.every_steps"),
+    *("data.train_resize", "data.train_sizes"),
+    *("eval.batch_size", "eval.every_steps", "eval.sizes"),
     *("optim.epsilon", "optim.trust_coefficient", "average.decay"),
 )
 _NOT_NEGATIVE = (
     *("seed", "loss.auxiliary_weight", "loss.label_smoothing"),
     *("model.dropout", "model.auxiliary_dropout", "model.lrn_alpha", "model.auxiliary_bins"),
+    "data.lighting",
     *("optim.momentum", "optim.weight_decay", "optim.clip_norm", "optim.betas"),
     "optim.max_filter_rms",
     *("schedule.rate", "schedule.power", "schedule.warmup_epochs", "average.start_epochs"),
@@ -61,6 +64,7 @@ def check(config: ConfigDict) -> None:
     choose("optim.name", config.optim.name, OPTIMISERS)
     choose("average.name", config.average.name, AVERAGES)
     choose("optim.momentum_form", config.optim.momentum_form, MOMENTUM_FORMS)
+    choose("data.crop", config.data.crop, CROPS)
     _check_numbers(fields)
     _check_together(config)
 
@@ -81,7 +85,13 @@ def _check_types(fields, known):
         numbers = value if wanted is tuple else (value,) if wanted is float else ()
         if not all(map(_finite, numbers)):
             raise UserError(f"config.{name} is {value!r}: it needs finite numbers")
-        if default and wanted is tuple and len(value) != len(default):
+        if wanted is not tuple:
+            continue
+        # Where the default is empty, any number of whole numbers will do.
+        whole = not any(type(number) is float for number in default or ())
+        if whole and not all(type(number) is int for number in value):
+            raise UserError(f"config.{name} is {value!r}: it needs whole numbers")
+        if default and len(value) != len(default):
             raise UserError(f"config.{name} is {value!r}: it needs {len(default)} numbers")
 
 
@@ -124,7 +134,7 @@ def _check_numbers(fields):
                 continue
             if not all(map(holds, value if isinstance(value, tuple) else (value,))):
                 raise UserError(f"config.{name} is {value}: it must be {rule}")
-    for name in ("data.crop_area", "data.crop_aspect"):
+    for name in ("data.crop_area", "data.crop_aspect", "data.train_resize"):
         low, high = fields[name]
         if low > high:
             raise UserError(f"config.{name} is {fields[name]}: the first must not be the larger")
@@ -137,6 +147,17 @@ def _check_together(config):
         raise UserError(
             f"config.data.eval_resize={config.data.eval_resize} is below"
             f" config.data.image_size={config.data.image_size}: the crop would not fit"
+        )
+    if config.data.crop != "area" and config.data.train_resize[0] < config.data.image_size:
+        raise UserError(
+            f"config.data.train_resize={config.data.train_resize} begins below"
+            f" config.data.image_size={config.data.image_size}: the crop would not fit"
+        )
+    if len({config.data.image_size, *config.eval.sizes}) <= len(config.eval.sizes):
+        raise UserError(
+            f"config.eval.sizes={config.eval.sizes} names a size twice, or"
+            f" config.data.image_size={config.data.image_size}, which is evaluated anyway: name"
+            " each further one once"
         )
     if config.schedule.warmup_epochs > config.epochs:
         raise UserError(

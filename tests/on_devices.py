@@ -22,7 +22,7 @@ jax.config.update("jax_enable_x64", config.model.dtype == "float64")
 data = datasets.load(config.data)
 mesh = sharding.make_mesh(config.mesh)
 prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
-train_step = prog.train_step.lower(prog.state, prog.train_batch).compile()
+train_step = prog.train_step.lower(prog.state, prog.train_batch[config.data.image_size]).compile()
 state, losses = prog.init(), []
 for batch in pipeline.training(
     data.train,

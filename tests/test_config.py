@@ -222,7 +222,8 @@ def test_a_wrong_type_in_a_recipe_names_its_line(tmp_path):
 
 
 def test_an_argument_too_many_or_too_few_is_told_of_the_users_file(tmp_path):
-    assert "takes no argument, but got :x" in message(f"--config={recipe(tmp_path)}:x")
+    text = message(f"--config={recipe(tmp_path)}:x")
+    assert "takes no argument, but got :x" in text
     text = message(f"--config={recipe(tmp_path, arguments='variant')}")
     assert "recipe.py" in text
     assert "argument" in text

@@ -190,8 +190,8 @@ def test_the_published_recipe_trains_and_is_evaluated(variant, prepared, tmp_pat
     assert results["examples"] == VALIDATION_IMAGES
     config = results["config"]
     assert config["data"]["image_size"] == 224
-    assert config["model"]["auxiliary_heads"]
-    assert not config["model"]["small_stem"]
+    as_published = dict.fromkeys(config["model"]) | {"name": "googlenet"}
+    assert config["model"] == as_published | {"width": 0.0625, "dtype": "float32"}
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [row["rate"] for row in rows if row["kind"] == "train"]
     t = np.arange(3) / 3
@@ -201,19 +201,41 @@ def test_the_published_recipe_trains_and_is_evaluated(variant, prepared, tmp_pat
     assert all(abs(row["loss"] - np.log(1000)) < 1 for row in rows if row["kind"] == "eval")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "zfnet", "vgg16", "sppnet"])
+def test_the_other_networks_train_by_their_own_recipes(name, prepared, tmp_path):
+    process = python(
+        *("-m", "inception_jax.main", f"--config={RECIPE}:{name}", f"--workdir={tmp_path}"),
+        *(f"--config.data.dir={prepared[0]}", "--config.model.width=0.0625"),
+        *("--config.batch_size=4", "--config.eval.batch_size=4", "--config.log_every_steps=1"),
+        *("--config.epochs=2", "--config.schedule.every_epochs=1", "--config.data.std=(64,64,64)"),
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["step"], results["examples"]) == (6, VALIDATION_IMAGES)
+    assert ("top5_180" in results) == (name == "sppnet")
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["main_loss"] for row in rows if row["kind"] == "train"]
+    assert len(losses) == 6
+    # log 1000 of an untrained network, or more where first biases of 1 spread the logits
+    assert np.log(1000) - 1 < losses[0] < 10
+
+
 def test_an_unknown_variant_names_those_there_are():
     with pytest.raises(UserError) as caught:
         config_lib.load(f"{ROOT}/{RECIPE}:nosuch")
     told = str(caught.value)
     assert "\n" not in told
-    assert told == "configs/imagenet.py has no variant 'nosuch': it has paper and poly"
+    assert told.startswith("configs/imagenet.py has no variant 'nosuch': it has googlenet, poly,")
+    assert all(name in told for name in imagenet.RECIPES)
 
 
 def test_the_variants_are_those_that_were_published():
     """Szegedy et al. 2014, section 6; BVLC/caffe, solver.prototxt and quick_solver.prototxt."""
     paper, poly = imagenet.get_config(), imagenet.get_config("poly")
     assert config_lib.load(f"{ROOT}/{RECIPE}").to_dict() == paper.to_dict()
-    assert imagenet.get_config("paper").to_dict() == paper.to_dict()
+    assert imagenet.get_config("googlenet").to_dict() == paper.to_dict()
     assert config_lib.load(f"{ROOT}/{RECIPE}:poly").to_dict() == poly.to_dict()
 
     schedule = paper.schedule

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from inception_jax import average, program, sharding, step
-from inception_jax.models.googlenet import Logits
+from inception_jax.models.layers import Logits
 
 RATE = 0.5
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -104,7 +104,8 @@ def start(config, classes=7, drawn=True):
     side = config.data.image_size
     network = theirs.GoogLeNet(classes, (side, side), config.model.width)
     theirs.load(network.to(getattr(torch, config.model.dtype)), state.params)
-    step = run.train_step.lower(run.state, run.train_batch).compile(compiler_options=QUICK)
+    lowered = run.train_step.lower(run.state, run.train_batch[side])
+    step = lowered.compile(compiler_options=QUICK)
     return step, state, lambda batch: sharding.place_batch(batch, mesh), network
 
 
@@ -302,8 +303,8 @@ def test_the_published_network_has_torchs_loss_and_gradients_in_float32(monkeypa
         linear = isinstance(context.module, nn.Conv | nn.Dense)
         return keep("/".join(context.module.path), output) if linear else output
 
-    def keep_lrn(x_BHWC):
-        return keep({64: "lrn1", 192: "lrn2"}[x_BHWC.shape[-1]], lrn(x_BHWC))
+    def keep_lrn(x_BHWC, **constants):
+        return keep({64: "lrn1", 192: "lrn2"}[x_BHWC.shape[-1]], lrn(x_BHWC, **constants))
 
     monkeypatch.setattr(layers, "lrn", keep_lrn)
     with nn.intercept_methods(keep_outputs):

@@ -5,12 +5,13 @@ from fractions import Fraction
 import pytest
 from conftest import ROOT
 
-from configs import googlenet
+from configs import digits, googlenet, imagenet
 from inception_jax import config as config_lib
-from inception_jax import optim, validate
+from inception_jax import models, optim, validate
 from inception_jax.errors import UserError
 
 TINY = 1e-9
+NUMBERS = (int, float, tuple)
 PATTERNS = [(("a|b", 0), (".*", 1.5)), ((".*", TINY),), ()]
 NO_PATTERNS = [
     *((("(", 1.0),), ((".*", -TINY),), ((".*", float("nan")),), ((".*", "1"),), ((1.0, ".*"),)),
@@ -23,10 +24,17 @@ RULES = {
     "accumulation": ([1], [0, -1]),
     "epochs": ([8.001], [0.0, -1.0, float("nan"), float("inf")]),
     "log_every_steps": ([1], [0, -1]),
-    "model.name": (["googlenet"], ["", "GoogLeNet", "googlenet2"]),
+    "model.name": (["googlenet", "vgg16", "sppnet"], ["", "GoogLeNet", "googlenet2", "vgg"]),
     "model.width": ([TINY], [0.0, -0.5, float("nan")]),
     "model.dropout": ([0.0, 1 - TINY], [-TINY, 1.0, float("nan")]),
-    "model.auxiliary_dropout": ([0.0, 1 - TINY], [-TINY, 1.0]),
+    "model.auxiliary_dropout": ([0.0, 1 - TINY, None], [-TINY, 1.0]),
+    "model.auxiliary_bins": ([0, 4, None], [-1]),
+    "model.batch_norm_epsilon": ([TINY, None], [0.0, -TINY]),
+    "model.lrn_k": ([TINY, None], [0.0, -TINY, float("nan")]),
+    "model.lrn_alpha": ([0.0, None], [-TINY]),
+    "model.kernel_5x5": ([1, None], [0, -1]),
+    "model.pool4_window": ([1, None], [0, -1]),
+    "model.pyramid": ([(1,), (6, 3, 2, 1), None], [(0,), (1, -2), (1, "2")]),
     "model.dtype": (["float32", "bfloat16", "float64"], ["float16", "int8", "", "float"]),
     "loss.auxiliary_weight": ([0.0], [-TINY]),
     "loss.label_smoothing": ([0.0, 1 - TINY], [-TINY, 1.0]),
@@ -34,6 +42,7 @@ RULES = {
     "optim.decay_factors": (PATTERNS, NO_PATTERNS),
     "optim.rate_factors": (PATTERNS, NO_PATTERNS),
     "optim.clip_norm": ([0.0], [-TINY, float("inf")]),
+    "optim.max_filter_rms": ([0.0], [-TINY, float("inf")]),
     "optim.betas": ([(0.0, 1 - TINY)], [(-TINY, 0.9), (0.9, 1.0), (0.9,)]),
     "optim.epsilon": ([TINY], [0.0, -TINY]),
     "optim.trust_coefficient": ([TINY], [0.0, -TINY]),
@@ -99,7 +108,8 @@ def test_values_past_a_boundary_are_refused_by_name_and_value(field, value):
 def test_every_number_of_a_config_has_a_rule():
     """So that a new field gets one."""
     fields = config_lib.flatten(googlenet.get_config())
-    numbers = {name for name, value in fields if type(value) in (int, float, tuple)}
+    numbers = {name for name, value in fields if type(value) in NUMBERS}
+    numbers |= {f"model.{n}" for n, kind in googlenet.MODEL_FIELDS.items() if kind in NUMBERS}
     assert numbers - RULES.keys() == set()
 
 
@@ -151,11 +161,24 @@ def test_a_value_of_a_wrong_type_is_named(field, value):
     assert f"config.{field}" in message(config)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in (ROOT / "configs").glob("*.py") if "get_config" in path.read_text()]
-)
-def test_every_recipe_of_the_repository_is_valid(path):
-    validate.check(config_lib.load(str(path)))
+RECIPES = [str(p) for p in (ROOT / "configs").glob("*.py") if "get_config" in p.read_text()]
+RECIPES += [f"{ROOT}/configs/imagenet.py:{name}" for name in imagenet.RECIPES]
+RECIPES += [f"{ROOT}/configs/digits.py:{name}" for name in digits.IMAGE_SIZES]
+
+
+@pytest.mark.parametrize("source", RECIPES)
+def test_every_recipe_of_the_repository_is_valid(source):
+    config = config_lib.load(source)
+    validate.check(config)
+    network = models.build(config.model, num_classes=10)
+    for size in (config.data.image_size, *config.data.train_sizes, *config.eval.sizes):
+        network.check(size)
+
+
+def test_every_network_has_a_recipe_on_imagenet_and_one_on_digits():
+    """So that a new one gets them."""
+    names = {imagenet.get_config(name).model.name for name in imagenet.RECIPES}
+    assert names == models.NAMES.keys() == digits.IMAGE_SIZES.keys()
 
 
 def test_a_rate_that_never_falls_may_have_stairs_of_any_length():

@@ -39,16 +39,24 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--format is {values.format!r}; known: {', '.join(FORMATS)}")
     source = config_lib.source_of(argv)
     variants = _split(values.compare)
-    configs = {variant: _variant(argv, source, variant) for variant in variants}
-    configs = configs or {Path(source).stem.replace(":", "-"): config}
+    path, _, argument = source.partition(":")
+    configs = {
+        variant: config_lib.parse([*argv, _override(path, variant)], define)[1]
+        for variant in variants
+    }
+    configs = configs or {"-".join(filter(None, [Path(path).stem, argument])): config}
     for each in configs.values():
         validate.check(each)
     process.quiet()
+
+    import jax
 
     from inception_jax.cost import draw, render
     from inception_jax.cost.report import Report
     from inception_jax.data import datasets
 
+    if any(each.model.dtype == "float64" for each in configs.values()):
+        jax.config.update("jax_enable_x64", True)
     reports = [
         Report(name, each, datasets.count_classes(each.data)) for name, each in configs.items()
     ]
@@ -76,13 +84,12 @@ def _split(compare):
     return variants
 
 
-def _variant(argv, source, variant):
-    """The config of one variant, all other overrides applied."""
+def _override(path, variant):
+    """The argument that makes this variant, where it comes last."""
     field, is_field, value = variant.partition("=")
-    rest = [arg for arg in argv if not arg.startswith(("--compare", "--format", "--plot"))]
     if is_field:
-        return config_lib.parse([*rest, f"--config.{field.removeprefix('config.')}={value}"])[1]
-    return config_lib.parse([*rest, f"--config={source.partition(':')[0]}:{variant}"])[1]
+        return f"--config.{field.removeprefix('config.')}={value}"
+    return f"--config={path}:{variant}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ TOP5_ERROR = {
     "sppnet_overfeat7": 9.14,
     "googlenet": 7.89,  # paper, Table 3: one network, 144 crops
 }
+FIELDS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}  # of the two panels
 LABELS = {
     "alexnet": "AlexNet",
     "zfnet": "ZFNet",
@@ -25,9 +26,9 @@ LABELS = {
 
 
 def draw(reports: Sequence[Report], out: Path) -> None:
-    """Draws one network's blocks, several networks' blocks, or the line-up.
+    """Draws one network's blocks, those of several GoogLeNets, or several networks' totals.
 
-    The line-up, error over multiply-adds, is drawn where every network's published error is known.
+    Where the published error of each of several is known, it is drawn over their multiply-adds.
 
     Args:
       reports: one or more.
@@ -41,8 +42,12 @@ def draw(reports: Sequence[Report], out: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    lineup = len(reports) > 1 and all(report.name in TOP5_ERROR for report in reports)
-    figure = (_draw_lineup if lineup else _draw_blocks)(plt, reports)
+    if len(reports) > 1 and all(report.name in TOP5_ERROR for report in reports):
+        figure = _draw_lineup(plt, reports)
+    elif len(reports) > 1 and any(report.model != "googlenet" for report in reports):
+        figure = _draw_totals(plt, reports)
+    else:
+        figure = _draw_blocks(plt, reports)
     try:
         figure.savefig(out, dpi=150)
     except (OSError, ValueError) as error:
@@ -63,7 +68,7 @@ def _draw_lineup(plt, reports):
         axes.scatter(billions, error, s=12 * millions, color=colour, alpha=0.5, lw=0)
         axes.scatter(billions, error, s=8, color="black")
         axes.annotate(
-            f"{LABELS[report.name]}\n{millions:.0f} M parameters",
+            f"{LABELS[report.name]}: {error:g} %\n{millions:.0f} M parameters",
             (billions, error),
             textcoords="offset points",
             xytext=(0, 6 + (12 * millions / 3.14) ** 0.5),
@@ -77,10 +82,22 @@ def _draw_lineup(plt, reports):
     axes.set_xlim(0.4, 30)
     axes.set_ylim(0, 24)
     axes.set_xlabel("multiply-adds for one image, in billions (log scale)")
-    axes.set_ylabel("top-5 error on ImageNet in % (one network, many views)")
+    axes.set_ylabel("published top-5 error on ImageNet in % (one network, many views)")
     axes.set_title("The ILSVRC line-up: what accuracy costs; areas are parameters", loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_totals(plt, reports):
+    names = [report.name for report in reports]
+    height = 1.2 + 0.35 * len(names)
+    figure, panels = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
+    for axes, field in zip(panels, FIELDS, strict=True):
+        bars = axes.barh(names, [report.totals()[field] / 1e6 for report in reports])
+        axes.bar_label(bars, fmt="{:,.1f}", padding=3)
+        axes.margins(x=0.15)
+    _finish(panels)
     return figure
 
 
@@ -91,7 +108,7 @@ def _draw_blocks(plt, reports):
     thickness = 0.8 / len(reports)
     for number, report in enumerate(reports):
         places = [i + thickness * (number - (len(reports) - 1) / 2) for i in range(len(names))]
-        for axes, field in zip(panels, ("multiply_adds", "parameters"), strict=True):
+        for axes, field in zip(panels, FIELDS, strict=True):
             widths = [
                 sum(getattr(layer, field) for layer in report.blocks().get(name, ())) / 1e6
                 for name in names
@@ -101,19 +118,25 @@ def _draw_blocks(plt, reports):
     published = len(reports) == 1 and reports[0].table_1
     if published:
         _mark_paper(panels, names, published)
-    for axes, label in zip(panels, ("multiply-adds", "parameters"), strict=True):
+    for axes in panels:
+        axes.legend(loc="best")
+    panels[0].set_yticks(range(len(names)), names)
+    _finish(panels)
+    return figure
+
+
+def _finish(panels):
+    for axes, label in zip(panels, FIELDS.values(), strict=True):
         axes.set_xlabel(f"{label}, in millions")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="best")
-    panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    return figure
 
 
 def _mark_paper(panels, names, rows):
     from inception_jax.cost.table1 import PAPER
 
+    rows = [row for row in rows if PAPER[row.row][0] in names]  # not those without weights
     places = [names.index(PAPER[row.row][0]) for row in rows]
     paper = (
         [row.paper_mega_multiply_adds for row in rows],

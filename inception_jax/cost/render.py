@@ -90,8 +90,8 @@ def _totals(report):
     lines += [
         f"multiply-adds        {totals['multiply_adds']:,} nominal, as papers count them",
         f"  valid              {totals['valid_multiply_adds']:,} whose taps do not fall on padding",
-        f"flops, by XLA        {totals['xla_flops']:,}, {totals['xla_ratio']:.4f} times twice those:"
-        " also",
+        f"flops, by XLA        {totals['xla_flops']:,}, {totals['xla_ratio'] - 1:.2%} more than two"
+        " for each of those:",
     ]
     lines += [f"  {kind:<19}{flops:,}" for kind, flops in totals["other_flops"].items()]
     lines.append(f"  {'not explained':<19}{totals['unexplained_flops']:,}")
@@ -161,19 +161,19 @@ def _several(reports):
 
 def _branches(reports):
     """Multiply-adds of every branch, a reduction and what it feeds written as a sum."""
-    names = list(dict.fromkeys(name for report in reports for name in report.branches()))
+    branches = [report.branches() for report in reports]
+    names = list(dict.fromkeys(name for each in branches for name in each))
+    head = ("millions of multiply-adds", *(report.name for report in reports))
     rows = []
     for name in names:
-        cells, totals = [], []
-        for report in reports:
-            parts = report.branches().get(name, [])
-            cells.append(" + ".join(f"{part / 1e6:.1f}" for part in parts) or "-")
-            totals.append(sum(parts))
-        first, *others = totals
-        cells += [f"{1 - first / other:.0%} fewer" if other > first > 0 else "" for other in others]
-        rows.append((name, *cells))
-    head = ("millions of multiply-adds", *(report.name for report in reports))
-    head += tuple(f"{reports[0].name} to {report.name}" for report in reports[1:])
+        parts = [each.get(name, []) for each in branches]
+        row = (name, *(" + ".join(f"{part / 1e6:.1f}" for part in each) or "-" for each in parts))
+        if len(reports) == 2:
+            first, second = map(sum, parts)
+            row += (f"{1 - first / second:.0%} fewer" if second > first > 0 else "",)
+        rows.append(row)
+    if len(reports) == 2:
+        head += ("in the first",)
     return "\n" + _table(head, rows, left=1)
 
 

@@ -12,7 +12,10 @@ from inception_jax.cost import count, table1
 from inception_jax.cost.count import Layer
 
 # Fields that change neither what the paper's Table 1 lists nor what it counts.
-_BESIDE_TABLE_1 = ("auxiliary_heads", "auxiliary_bins", "dropout", "auxiliary_dropout")
+_BESIDE_TABLE_1 = (
+    *("auxiliary_heads", "auxiliary_bins", "dropout", "auxiliary_dropout"),
+    *("lrn", "lrn_k", "lrn_alpha", "batch_norm_epsilon"),
+)
 
 
 class Report:
@@ -35,13 +38,16 @@ class Report:
         self.layers = count.layers(self._module, self.image_size)
         self.table_1: Sequence[table1.Row] = ()
         if self.model == "googlenet":
-            chosen = [f for f in MODEL_FIELDS if f not in _BESIDE_TABLE_1]
-            published = all(config.model[field] is None for field in chosen) and (
-                config.model.width,
-                self.image_size,
-                num_classes,
-            ) == (1, 224, 1000)
-            self.table_1 = table1.compare(self.layers, published)
+            self.table_1 = table1.compare(self.layers, self._is_published(config.model))
+
+    def _is_published(self, model_config) -> bool:
+        """Whether this is the network of the paper's Table 1, chosen by silence or by name."""
+        published = {name: f.default for name, f in self._module.__dataclass_fields__.items()}
+        published["projection"] = True
+        return (model_config.width, self.image_size, self.num_classes) == (1, 224, 1000) and all(
+            model_config[name] in (None, published[name])
+            for name in MODEL_FIELDS.keys() & published.keys() - set(_BESIDE_TABLE_1)
+        )
 
     @property
     def title(self) -> str:

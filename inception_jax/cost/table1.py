@@ -39,8 +39,9 @@ PAPER = {
 }
 # Of the published network; tests/cost/test_table1.py recomputes what these say.
 WHY = {
-    "conv1": "the paper's 2.7K and 34M are exactly those of a separable 7x7 convolution (8 filters"
-    " per colour, then 1x1: 2,712 weights, 34.0M); its text and the reference have the dense one",
+    "conv1": "the paper's 34M is a separable 7x7 convolution's (8 filters per colour, then 1x1:"
+    " 34.0M), and so is its 2.7K, in units of 1,000 (2,712 weights); its text and the reference"
+    " have the dense one",
     "3a": "the paper cuts the weights off: 159.5K",
     "4a": "the paper cuts the operations off: 73.6M",
     "5a": "a 5x5 reduction of 48 channels, as in 5b, would make 54.2M operations: a guess",

@@ -12,58 +12,43 @@ from ml_collections import ConfigDict
 
 
 def make_train(config: ConfigDict, seed: int) -> Callable[..., tf.Tensor]:
-    """Makes f(encoded, epoch, example) -> uint8 (image_size, image_size, 3): a random patch.
+    """Makes f(encoded, epoch, example, size=image_size) -> uint8 (size, size, 3): a random patch.
 
-    The patch has a share of the image's area drawn from config.crop_area, evenly, and an aspect
-    ratio drawn from config.crop_aspect, evenly in its logarithm; where it does not fit, the sides
-    are cut to the image's (paper, section 6).
+    config.crop says which; configs/googlenet.py lists the kinds and their papers. Whatever the
+    size, the patch is that which would be cut for config.image_size.
 
     Args:
       config: `config.data`.
       seed: of the run.
     """
-    low_aspect, high_aspect = (math.log(a) for a in config.crop_aspect)
+    cut = _random_area if config.crop == "area" else _random_place
 
-    def augment(encoded, epoch, example):
+    def augment(encoded, epoch, example, size=config.image_size):
         image = decode(encoded)
         key = tf.stack([tf.constant(seed, tf.int64), tf.constant(0, tf.int64)])
         for number in (epoch, example):
             key = tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int64))
-        share, aspect, top, left = tf.unstack(tf.random.stateless_uniform((4,), key))
-        size = tf.cast(tf.shape(image)[:2], tf.float32)
-        low, high = config.crop_area
-        area = (low + (high - low) * share) * size[0] * size[1]
-        ratio = tf.exp(low_aspect + (high_aspect - low_aspect) * aspect)
-        sides = tf.stack([tf.sqrt(area / ratio), tf.sqrt(area * ratio)])  # height, width
-        sides = tf.clip_by_value(tf.round(sides), 1.0, size)
-        corner = tf.floor(tf.stack([top, left]) * (size - sides + 1))
-        # uniform numbers are below 1, but their product may round up
-        corner = tf.cast(tf.minimum(corner, size - sides), tf.int32)
-        sides = tf.cast(sides, tf.int32)
-        patch = tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([sides, [3]], 0))
-        return _resize(patch, (config.image_size, config.image_size))
+        uniform = tf.unstack(tf.random.stateless_uniform((4,), key))
+        return _resize(cut(config, image, *uniform), (size, size))
 
     return augment
 
 
-def make_eval(config: ConfigDict) -> Callable[..., tf.Tensor]:
-    """Makes f(encoded) -> uint8 (image_size, image_size, 3): the central crop.
+def make_eval(config: ConfigDict, size: int | None = None) -> Callable[..., tf.Tensor]:
+    """Makes f(encoded) -> uint8 (size, size, 3): the central crop.
 
-    The shorter side becomes config.eval_resize pixels first.
+    The shorter side becomes config.eval_resize pixels first, or as much more or less as the size is
+    above or below config.image_size, so that every size shows the same part of the image.
 
     Args:
       config: `config.data`.
+      size: config.image_size if None.
     """
+    size = size or config.image_size
+    shorter = round(config.eval_resize * size / config.image_size)
 
     def central_crop(encoded):
-        image = decode(encoded)
-        size = tf.shape(image)[:2]
-        scale = config.eval_resize / tf.reduce_min(size)
-        sides = tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32)
-        image = _resize(image, tf.maximum(sides, config.eval_resize))
-        top, left = tf.unstack((tf.shape(image)[:2] - config.image_size) // 2)
-        image = image[top : top + config.image_size, left : left + config.image_size]
-        return tf.ensure_shape(image, (config.image_size, config.image_size, 3))
+        return tf.ensure_shape(_centre(_scale(decode(encoded), shorter), size), (size, size, 3))
 
     return central_crop
 
@@ -77,6 +62,59 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
         lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
     )
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def _random_area(config, image, share, aspect, top, left):
+    """A share of the area drawn from crop_area, evenly, an aspect from crop_aspect, in logarithm.
+
+    Where it does not fit, the sides are cut to the image's.
+    """
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    low, high = config.crop_area
+    area = (low + (high - low) * share) * size[0] * size[1]
+    low, high = (math.log(a) for a in config.crop_aspect)
+    ratio = tf.exp(low + (high - low) * aspect)
+    sides = tf.stack([tf.sqrt(area / ratio), tf.sqrt(area * ratio)])  # height, width
+    sides = tf.clip_by_value(tf.round(sides), 1.0, size)
+    corner = _index(tf.stack([top, left]), size - sides + 1)
+    sides = tf.cast(sides, tf.int32)
+    return tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([sides, [3]], 0))
+
+
+def _random_place(config, image, scale, which, top, left):
+    """image_size x image_size pixels of the image or of its central square, once it is scaled."""
+    low, high = config.train_resize
+    shorter = low + _index(scale, high - low + 1.0)
+    image = _scale(image, shorter)
+    if config.crop.startswith("square"):
+        image = _centre(image, shorter)
+    room = tf.shape(image)[:2] - config.image_size
+    if config.crop.endswith("corners"):
+        places = tf.stack([room * (0, 0), room * (0, 1), room * (1, 0), room, room // 2])
+        corner = places[_index(which, 5.0)]
+    else:
+        corner = _index(tf.stack([top, left]), tf.cast(room, tf.float32) + 1)
+    sides = (config.image_size, config.image_size, 3)
+    return tf.slice(image, tf.concat([corner, [0]], 0), sides)
+
+
+def _index(uniform, count):
+    """One of range(count), from a number in [0, 1); both may be vectors of float32."""
+    # uniform numbers are below 1, but their product may round up
+    return tf.cast(tf.minimum(tf.floor(uniform * count), count - 1), tf.int32)
+
+
+def _scale(image, shorter):
+    """Resizes so that the shorter side has so many pixels."""
+    size = tf.shape(image)[:2]
+    sides = tf.cast(size, tf.float64) * (shorter / tf.reduce_min(size))
+    return _resize(image, tf.maximum(tf.cast(tf.round(sides), tf.int32), shorter))
+
+
+def _centre(image, size):
+    """The central square of so many pixels."""
+    top, left = tf.unstack((tf.shape(image)[:2] - size) // 2)
+    return image[top : top + size, left : left + size]
 
 
 def _resize(image, size):

@@ -3,11 +3,12 @@
 Position p of the training sequence, counted in images from 0, is place p mod N of epoch p div N,
 and each epoch is a seeded permutation of the N examples. Batches run on across the ends of epochs,
 so every example comes once an epoch and none is dropped. Step s of batch size B takes positions
-s*B to (s+1)*B; hosts take slices of that, so their number changes nothing.
+s*B to (s+1)*B; hosts take slices of that, so their number changes nothing. Where the size of images
+changes with the epoch, a batch that runs across an end has that of the epoch it begins in.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,16 @@ def training(num_examples: int, batch_size: int, seed: int) -> Callable[[int], R
         return Rows(epochs.astype(np.int32), example, np.ones(batch_size, bool))
 
     return rows
+
+
+def size(rows: Rows, sizes: Sequence[int]) -> int:
+    """Returns the size of a batch's images: `sizes` in turn, one an epoch.
+
+    Args:
+      rows: the whole global batch, so that all hosts agree.
+      sizes: in pixels.
+    """
+    return sizes[rows.epoch[0] % len(sizes)]
 
 
 def evaluation(num_examples: int, batch_size: int) -> Callable[[int], Rows]:

@@ -1,12 +1,12 @@
 """tf.data: from an order of examples to batches of uint8 images, read and decoded in parallel."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from inception_jax.data import augment
+from inception_jax.data import augment, order
 from inception_jax.data.datasets import Source
 from inception_jax.data.order import Rows
 
@@ -23,6 +23,8 @@ def training(
 ) -> Iterator[Batch]:
     """Yields this host's rows of each step's batch: image, label, epoch, example.
 
+    Images have config.image_size pixels a side, or what order.size says of config.train_sizes.
+
     Args:
       source: the training split.
       rows: from order.training.
@@ -32,35 +34,56 @@ def training(
       seed: of the run.
     """
     train = augment.make_train(config, seed)
-    for batch in _batches(source, rows, local, steps, train):
+    sizes = config.train_sizes or (config.image_size,)
+    for batch in _batches(source, rows, local, steps, train, sizes):
         del batch["valid"]
         yield batch
 
 
 def evaluation(
-    source: Source, rows: Callable[[int], Rows], local: slice, steps: range, config: ConfigDict
+    source: Source,
+    rows: Callable[[int], Rows],
+    local: slice,
+    steps: range,
+    config: ConfigDict,
+    size: int | None = None,
 ) -> Iterator[Batch]:
-    """Yields this host's rows of each step's batch: image, label, valid."""
-    central_crop = augment.make_eval(config)
-    for batch in _batches(source, rows, local, steps, lambda encoded, *_: central_crop(encoded)):
+    """Yields this host's rows of each step's batch: image, label, valid.
+
+    Args:
+      source: the split to evaluate.
+      rows, local, steps: as in training; rows from order.evaluation.
+      config: `config.data`.
+      size: of images, in pixels a side; config.image_size if None.
+    """
+    size = size or config.image_size
+    central_crop = augment.make_eval(config, size)
+
+    def make_image(encoded, *_):
+        return central_crop(encoded)
+
+    for batch in _batches(source, rows, local, steps, make_image, (size,)):
         yield {name: batch[name] for name in ("image", "label", "valid")}
 
 
-def _batches(source, rows, local, steps, make_image):
+def _batches(source, rows, local, steps, make_image, sizes: Sequence[int]):
     def read(step):
-        here = Rows(*(column[local] for column in rows(int(step))))
+        batch = rows(int(step))
+        here = Rows(*(column[local] for column in batch))
         encoded, labels = zip(*(source.read(int(example)) for example in here.example), strict=True)
-        return np.array(encoded, object), np.array(labels, np.int32), *here
+        size = np.full(len(labels), order.size(batch, sizes), np.int32)
+        return np.array(encoded, object), np.array(labels, np.int32), *here, size
 
     def tensors(step):
-        kinds = (tf.string, tf.int32, tf.int32, tf.int32, tf.bool)
+        kinds = (tf.string, tf.int32, tf.int32, tf.int32, tf.bool, tf.int32)
         columns = tf.numpy_function(read, [step], kinds, stateful=False)
         for column in columns:
             column.set_shape((local.stop - local.start,))
         return tuple(columns)
 
-    def process(encoded, label, epoch, example, valid):
-        image = make_image(encoded, epoch, example)
+    def process(encoded, label, epoch, example, valid, size):
+        # a size that is known beforehand saves a resize to the same size
+        image = make_image(encoded, epoch, example, size if len(sizes) > 1 else sizes[0])
         return {
             "image": image,
             "label": label,

@@ -53,7 +53,7 @@ def test_every_parameter_learns_and_the_loss_falls(name, fields):
 
     mesh = sharding.make_mesh(config.mesh)
     run = program.make(config, mesh, num_examples=32, num_classes=10)
-    step = run.train_step.lower(run.state, run.train_batch).compile(
+    step = run.train_step.lower(run.state, run.train_batch[config.data.image_size]).compile(
         compiler_options={"xla_backend_optimization_level": 0}
     )
     batch = sharding.place_batch(some_digits(config.data.image_size), mesh)
