@@ -14,7 +14,7 @@ REFUSED = {
     *("seed", "batch_size", "data.name", "data.train_split", "optim.momentum_form"),
     *("model.name", "model.auxiliary_heads", "model.batch_norm", "model.width"),
     *("model.small_stem", "data.eval_split", "data.eval_resize", "data.image_size"),
-    *("data.mean", "data.std"),
+    *("data.mean", "data.std", "data.train_sizes", "eval.sizes"),
     *(
         "model.dtype",
         "optim.betas",
@@ -44,7 +44,7 @@ def other(value):
         case str():
             return value + "x"
         case tuple():
-            return tuple(map(other, value))
+            return tuple(map(other, value)) or (1,)
     return value + 1
 
 
@@ -96,6 +96,14 @@ def test_a_field_that_one_of_them_lacks_is_told():
         "config.data.mirror: None before, True now",
         "config.optim.centred: True before, None now",
     ]
+
+
+def test_runs_from_before_there_were_further_sizes_go_on():
+    meta = stored()
+    del meta["config"]["data"]["train_sizes"], meta["config"]["eval"]["sizes"]
+    assert resume.compare(meta, googlenet.get_config(), FACTS, "runs/x") == []
+    with pytest.raises(UserError, match=r"has config.eval.sizes=\[\], not \[1\]"):
+        resume.compare(meta, given("eval.sizes"), FACTS, "runs/x")
 
 
 @pytest.mark.parametrize(("fact", "before"), FACTS.items())
