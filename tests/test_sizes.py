@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +114,10 @@ def test_the_numbers_of_a_size_are_those_of_the_network_at_that_size(linear, tmp
 
 
 def test_each_size_is_compiled_once_when_it_is_due(linear, tmp_path, monkeypatch):
+    """And the time that this takes, here a thousand seconds, does not count as training."""
     compiled, make = [], program.make
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * len(compiled))
+    monkeypatch.setattr(train, "time", clock)
 
     class Lowering:
         def __init__(self, jitted):
@@ -126,7 +131,11 @@ def test_each_size_is_compiled_once_when_it_is_due(linear, tmp_path, monkeypatch
         return made._replace(train_step=Lowering(made.train_step))
 
     monkeypatch.setattr(program, "make", watched)
-    run(tmp_path)
+    results = run(tmp_path)
+    assert results["images_per_second"] > 59 * 32 / 500
+    logged = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert all(row["images_per_second"] > 32 / 500 for row in logged if row["kind"] == "train")
+    assert results["wall_seconds"] > 2000
     assert compiled == [(16, 0), (24, 45 + 1)]  # rows of 45 steps and of an evaluation
 
 
