@@ -18,7 +18,7 @@ REFUSED = {
     *("model.auxiliary_heads", "model.auxiliary_bins", "model.small_stem", "model.variant"),
     *("model.base", "model.pyramid"),
     *("data.eval_split", "data.eval_resize", "data.image_size"),
-    *("data.mean", "data.std"),
+    *("data.mean", "data.std", "data.train_sizes", "eval.sizes"),
     *(
         "model.dtype",
         "optim.betas",
@@ -60,7 +60,7 @@ def other(value):
         case str():
             return value + "x"
         case tuple():
-            return tuple(map(other, value))
+            return tuple(map(other, value)) or (1,)
     return value + 1
 
 
@@ -112,6 +112,14 @@ def test_a_field_that_one_of_them_lacks_is_told():
         "config.data.mirror: None before, True now",
         "config.optim.centred: True before, None now",
     ]
+
+
+def test_runs_from_before_there_were_further_sizes_go_on():
+    meta = stored()
+    del meta["config"]["data"]["train_sizes"], meta["config"]["eval"]["sizes"]
+    assert resume.compare(meta, googlenet.get_config(), FACTS, "runs/x") == []
+    with pytest.raises(UserError, match=r"has config.eval.sizes=\[\], not \[1\]"):
+        resume.compare(meta, given("eval.sizes"), FACTS, "runs/x")
 
 
 @pytest.mark.parametrize(("fact", "before"), FACTS.items())

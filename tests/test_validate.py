@@ -65,6 +65,17 @@ RULES = {
         [(0.0, 1.0), (0.5, 0.499), (0.5, 1.001), (1.0,)],
     ),
     "data.crop_aspect": ([(TINY, TINY), (2.0, 3.0)], [(0.0, 1.0), (1.001, 1.0), (1.0, 2.0, 3.0)]),
+    "data.crop": (
+        ["area", "image", "square", "image_corners", "square_corners"],
+        ["", "center", "corners"],
+    ),
+    "data.train_resize": (
+        [(1, 1), (256, 512)],
+        [(0, 1), (257, 256), (256,), (256, 256, 256), (256.5, 300), ("x", 300)],
+    ),
+    "data.train_sizes": ([(), (1,), (224, 180, 224)], [(0,), (224, -1), (180.0,), ("x",)]),
+    "data.lighting": ([0.0, 0.1], [-TINY, float("nan")]),
+    "eval.sizes": ([(), (1,), (223, 225)], [(0,), (180, -1), (180.0,), (180, 180), (224,)]),
     "data.mean": ([(-1.0, 0.0, 999.0)], [(0.0, 0.0), (0.0,) * 4, (0.0, 0.0, "x"), ()]),
     "data.std": ([(TINY,) * 3], [(0.0, 1.0, 1.0), (1.0, 1.0, -1.0), (1.0, 1.0), (1.0,) * 4]),
     "eval.batch_size": ([1], [0, -1]),
@@ -122,12 +133,26 @@ def test_every_number_of_a_config_has_a_rule():
         ("optim.momentum_form", "optx", "optax"),
         ("optim.name", "rmspop", "rmsprop"),
         ("average.name", "exponental", "exponential"),
+        ("data.crop", "sqare", "square"),
     ],
 )
 def test_an_unknown_name_tells_the_nearest_and_all_others(field, value, nearest):
     text = message(changed(field, value))
     assert f"did you mean {nearest}?" in text
     assert all(known in text for known in RULES[field][0])
+
+
+@pytest.mark.parametrize("crop", ["image", "square", "image_corners", "square_corners"])
+def test_a_patch_that_would_not_fit_is_told_with_both_fields(crop):
+    config = changed("data.crop", crop)
+    config.data.train_resize = (224, 300)
+    validate.check(config)
+    config.data.train_resize = (223, 300)
+    text = message(config)
+    assert "config.data.train_resize=(223, 300)" in text
+    assert "config.data.image_size=224" in text
+    config.data.crop = "area"
+    validate.check(config)
 
 
 @pytest.mark.parametrize("field", ["seed", "data.mean", "checkpoint.keep"])

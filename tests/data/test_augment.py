@@ -36,19 +36,20 @@ def encode(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
-def settings(image_size, eval_resize=None, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+def settings(image_size, eval_resize=None, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), **others):
     config = digits.get_config().data
+    config.update(others)
     config.image_size, config.eval_resize = image_size, eval_resize or image_size
     config.crop_area, config.crop_aspect = area, aspect
     return config
 
 
 def draw(image, config, which, seed=0):
-    """Patches for (epoch, example) pairs, in parallel as in the pipeline."""
+    """Patches for (epoch, example[, size]) rows, in parallel as in the pipeline."""
     cut = augment.make_train(config, seed)
     data = encode(image)
     dataset = tf.data.Dataset.from_tensor_slices(np.array(which, np.int32))
-    dataset = dataset.map(lambda pair: cut(data, pair[0], pair[1]), num_parallel_calls=4)
+    dataset = dataset.map(lambda row: cut(data, *tf.unstack(row)), num_parallel_calls=4)
     return np.stack(list(dataset.as_numpy_iterator()))
 
 
@@ -179,6 +180,89 @@ def test_a_patch_is_resized_without_aliasing():
     assert_rounded(draw(image, config, [(0, 0)])[0], resize(image, (17, 17)))
 
 
+def test_a_patch_of_random_area_is_resized_to_any_size_at_once():
+    image = noise(60, 60)
+    config = settings(17, area=(1.0, 1.0), aspect=(1.0, 1.0))
+    for size in (11, 60, 73):
+        patch = draw(image, config, [(0, 0, size)])[0]
+        assert_rounded(patch, resize(image, (size, size)))
+
+
+def assert_evenly(values, among):
+    """Each of `among` comes as often as the others, and nothing else does."""
+    seen, counts = np.unique(values, return_counts=True, axis=0)
+    assert seen.tolist() == sorted(among)
+    p = 1 / len(among)  # 4.5 standard deviations, since there are many of them
+    assert np.abs(counts / len(values) - p).max() < 4.5 * np.sqrt(p * (1 - p) / len(values))
+
+
+# Of an image of 30 x 37 pixels and its central square, from column 3 on, 24 x 24 are cut.
+ROWS = range(7)
+PLACES = {
+    "image": [[top, left] for top in ROWS for left in range(14)],
+    "square": [[top, left] for top in ROWS for left in range(3, 10)],
+    "image_corners": [[0, 0], [0, 13], [6, 0], [6, 13], [3, 6]],
+    "square_corners": [[0, 3], [0, 9], [6, 3], [6, 9], [3, 6]],
+}
+
+
+def place_settings(crop, **others):
+    return settings(24, crop=crop, train_resize=(30, 30), **others)
+
+
+@pytest.mark.parametrize("crop", PLACES)
+@pytest.mark.parametrize("portrait", [False, True])
+def test_patches_come_evenly_from_the_places_that_the_paper_names(crop, portrait):
+    shape = (37, 30) if portrait else (30, 37)
+    image = places(*shape)
+    patches = draw(image, place_settings(crop), GRID)
+    top, left, _, _ = boxes(patches)
+    for row, column, patch in zip(top, left, patches, strict=True):
+        assert (patch == image[row : row + 24, column : column + 24]).all()
+    found = np.stack([left, top] if portrait else [top, left], 1)
+    assert_evenly(found, PLACES[crop])
+
+
+# 40 x 47 pixels become as many as 30 x 35 to 34 x 40; 47 * 32 / 40 is 37.6
+RESIZED = {30: 35, 31: 36, 32: 38, 33: 39, 34: 40}
+
+
+def test_every_scale_of_the_range_comes_as_often_as_any_other_with_every_corner():
+    image = noise(40, 47)
+    config = settings(24, crop="image_corners", train_resize=(30, 34))
+    patches = draw(image, config, GRID)
+    found = np.full((COUNT, 2), -1)
+    for height, width in RESIZED.items():
+        exact = resize(image, (height, width))
+        ends = [(0, 0), (0, width - 24), (height - 24, 0), (height - 24, width - 24)]
+        for number, (top, left) in enumerate([*ends, ((height - 24) // 2, (width - 24) // 2)]):
+            cut = exact[top : top + 24, left : left + 24]
+            found[np.abs(patches - cut).max((1, 2, 3)) < 0.5 + 1e-3] = height, number
+    assert_evenly(found, [[height, number] for height in RESIZED for number in range(5)])
+
+
+@pytest.mark.parametrize("crop", PLACES)
+def test_at_another_size_the_same_patch_is_resized(crop):
+    image = noise(30, 37)
+    config = place_settings(crop, train_sizes=(24, 15, 31))
+    which = GRID[:40]
+    top, left, _, _ = boxes(draw(places(30, 37), config, which))
+    for size in (15, 24, 31):
+        patches = draw(image, config, [(*pair, size) for pair in which])
+        for row, column, patch in zip(top, left, patches, strict=True):
+            assert_rounded(patch, resize(image[row : row + 24, column : column + 24], (size, size)))
+
+
+@pytest.mark.parametrize("crop", PLACES)
+def test_places_and_scales_depend_on_seed_epoch_and_example_only(crop):
+    image, config = noise(40, 50), settings(24, crop=crop, train_resize=(24, 250))
+    which = [(epoch, example) for epoch in range(5) for example in range(5)]
+    forwards = draw(image, config, which)
+    assert (draw(image, config, which[::-1])[::-1] == forwards).all()
+    seen = {patch.tobytes() for seed in range(2) for patch in draw(image, config, which, seed)}
+    assert len(seen) > 45  # of 50: seldom two agree in scale and corner
+
+
 @pytest.mark.parametrize(
     ("shape", "resized", "corner"),
     [
@@ -202,6 +286,19 @@ def test_evaluation_sees_the_centre_of_the_resized_image(shape, resized, corner)
     pillow = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR)
     pillow = np.asarray(pillow)[top : top + 24, left : left + 24].astype(int)
     assert np.abs(crop - pillow).max() <= 1  # Pillow rounds after each axis
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "corner"),  # 24 of 32; an image of 60 x 90
+    [(24, (32, 48), (4, 12)), (48, (64, 96), (8, 24)), (20, (27, 40), (3, 10))],  # 26.67, 40.5
+)
+def test_another_size_sees_the_same_part_of_the_image(size, resized, corner):
+    image = noise(60, 90)
+    crop = augment.make_eval(settings(24, eval_resize=32), size)(encode(image)).numpy()
+    top, left = corner
+    exact = resize(image, resized)[top : top + size, left : left + size]
+    assert exact.shape == (size, size, 3)
+    assert_rounded(crop, exact)
 
 
 def test_an_image_of_the_right_size_is_evaluated_unchanged():

@@ -1,21 +1,23 @@
-"""Mirroring and normalisation on the device, against plain NumPy."""
+"""Mirroring, lighting and normalisation on the device, against plain NumPy."""
 
 import functools
+import math
 
 import jax
 import numpy as np
 import pytest
 
 from configs import digits
-from inception_jax.data.device import make_preprocess
+from inception_jax.data.device import lighting, make_preprocess
 
 MEAN, STD = (123.0, 117.0, 104.0), (58.5, 57.0, 1.0)
 SIDES = np.array([[[[0, 0, 0], [255, 255, 255]]]], np.uint8)  # dark left, bright right
 
 
 @functools.cache
-def preprocessor(seed=0, mirror=True, mean=(0.0,) * 3, std=(1.0,) * 3):
+def preprocessor(seed=0, mirror=True, mean=(0.0,) * 3, std=(1.0,) * 3, noise=0.0):
     config = digits.get_config().data
+    config.lighting = noise
     config.mirror, config.mean, config.std = mirror, mean, std
     return jax.jit(make_preprocess(config, seed), static_argnames="train")
 
@@ -90,3 +92,77 @@ def test_evaluation_never_mirrors():
 
 def test_nothing_is_mirrored_where_the_config_says_so():
     assert not mirrored(grid(10, 10), mirror=False).any()
+
+
+# facebook/fb.resnet.torch, datasets/imagenet.lua, times 255: what each component adds to R, G and B
+# at an alpha of 1.
+ADDED = (
+    255
+    * np.diag([0.2175, 0.0188, 0.0045])
+    @ np.array([[-0.5675, -0.5808, -0.5836], [0.7192, -0.0045, -0.6948], [0.4009, -0.8140, 0.4203]])
+)
+
+
+def lit(batch, seed=0, train=True, **options):
+    """What lighting added to each image of a batch, R, G and B; the same for all of its pixels."""
+    options = {"mirror": False, "noise": 0.1} | options
+    images = np.asarray(preprocessor(seed, **options)(batch, train=train), np.float64)
+    added = images - batch["image"]
+    assert np.ptp(added, axis=(1, 2)).max() < 1e-4  # float32 near 255
+    return added[:, 0, 0]
+
+
+def test_lighting_adds_the_principal_colours_by_their_eigenvalues():
+    alpha = np.random.default_rng(0).normal(0, 0.1, (50, 3)).astype(np.float32)
+    exact = [sum(a * row for a, row in zip(alphas, ADDED, strict=True)) for alphas in alpha]
+    np.testing.assert_allclose(lighting(alpha), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_lighting_is_normal_with_the_deviation_given():
+    """Dark images, so that next to nothing is lost to rounding."""
+    batch = grid(64, 64)
+    batch["image"] = np.zeros_like(batch["image"])
+    for noise in (0.1, 0.3):
+        alpha = np.linalg.solve(ADDED.T, lit(batch, noise=noise).T).T / noise
+        count = len(alpha)
+        assert np.abs(alpha.mean(0)).max() < 4 / math.sqrt(count)
+        spread = np.cov(alpha.T)
+        assert np.abs(spread - np.eye(3)).max() < 4 * math.sqrt(2 / count)
+        for values in np.sort(alpha, axis=0).T:  # Kolmogorov and Smirnov's test at 1 %
+            below = [0.5 + 0.5 * math.erf(value / math.sqrt(2)) for value in values]
+            steps = np.arange(count + 1) / count
+            distance = max(np.abs(below - steps[1:]).max(), np.abs(below - steps[:-1]).max())
+            assert distance < 1.63 / math.sqrt(count)
+
+
+def test_lighting_depends_on_seed_epoch_and_example_only():
+    batch = grid(8, 8)
+    added = lit(batch)
+    assert len({tuple(row) for row in added.round(6)}) == 64
+    order = np.random.default_rng(0).permutation(64)
+    shuffled = {name: values[order] for name, values in batch.items()}
+    np.testing.assert_array_equal(lit(shuffled), added[order])
+    part = {name: values[5:9] for name, values in batch.items()}
+    np.testing.assert_array_equal(lit(part), added[5:9])
+    assert (lit(batch, seed=1) != added).any(1).all()
+
+
+def test_lighting_is_not_clipped_and_is_normalised_with_the_image():
+    batch = grid(8, 8)
+    added = lit(batch)[:, None, None]
+    assert (batch["image"] + added).min() < -5 and (batch["image"] + added).max() > 260
+    ours = preprocessor(mirror=False, mean=MEAN, std=STD, noise=0.1)(batch, train=True)
+    exact = (batch["image"] + added - MEAN) / STD
+    np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-4)
+
+
+def test_lighting_leaves_mirroring_as_it_is():
+    batch = grid(8, 8)
+    images = np.asarray(preprocessor(noise=0.1)(batch, train=True)) - lit(batch)[:, None, None]
+    np.testing.assert_array_equal(images[:, 0, 0, 0] > 128, mirrored(batch))
+
+
+def test_evaluation_has_no_lighting_nor_has_training_unless_the_config_says_so():
+    batch = grid(5, 5)
+    assert not lit(batch, train=False).any()
+    assert not lit(batch, noise=0.0).any()

@@ -83,6 +83,15 @@ def test_resuming_at_any_step_gives_the_batch_of_an_uninterrupted_run():
         assert pairs(backwards(step)) == batch
 
 
+def test_a_batch_across_the_end_of_an_epoch_has_the_size_that_it_begins_with():
+    """Ten examples in batches of 4: epochs begin at positions 0, 10, 20 ..., within steps 2, 7."""
+    rows = order.training(10, 4, seed=3)
+    sizes = [order.size(rows(step), (224, 180, 96)) for step in range(16)]
+    first, second, third = [224] * 3, [180] * 2, [96] * 3
+    assert sizes == [*first, *second, *third, *[224] * 2, *[180] * 3, *[96] * 2, 224]
+    assert {order.size(rows(step), (224,)) for step in range(16)} == {224}
+
+
 def test_long_runs_do_not_overflow():
     step = 300_000_000  # positions above 2^32
     rows = order.training(10, 20, seed=0)(step)

@@ -106,6 +106,30 @@ def test_hosts_together_read_the_batch_that_one_would(hosts):
     assert_same(joined, train(range(6), **RANDOM))
 
 
+SIZES = (8, 12, 5)
+SIZE_BY_STEP = [8, 8, 8, 12, 12, 5, 5, 5, 8]  # of batches of 4 out of 10 examples
+
+
+@pytest.mark.parametrize(("start", "local"), [(0, slice(0, 4)), (2, slice(2, 4)), (4, slice(3, 4))])
+def test_sizes_change_with_the_epoch_for_all_hosts_and_after_a_resume_alike(start, local):
+    """Rows 2 and 3 of step 2 are of the second epoch, and have the size of the first."""
+    rows = order.training(10, 4, seed=3)
+    batches = train(range(start, 9), local, rows, train_sizes=SIZES)
+    count = local.stop - local.start
+    shapes = [(count, size, size, 3) for size in SIZE_BY_STEP[start:]]
+    assert [batch["image"].shape for batch in batches] == shapes
+    for step, batch in enumerate(batches, start):
+        np.testing.assert_array_equal(batch["example"], rows(step).example[local])
+        if SIZE_BY_STEP[step] == 8:
+            np.testing.assert_array_equal(batch["image"], IMAGES[batch["example"]])
+
+
+def test_one_size_of_training_need_not_be_that_of_the_image():
+    assert {batch["image"].shape for batch in train(range(6), train_sizes=(12,))} == {
+        (4, 12, 12, 3)
+    }
+
+
 def test_a_host_reads_only_its_own_rows():
     source = Source()
     train(range(6), slice(2, 4), source=source)
@@ -135,6 +159,19 @@ def test_evaluation_yields_every_image_once_and_marks_the_rest(batch_size):
     assert valid.tolist() == [True] * 10 + [False] * (len(valid) - 10)
     np.testing.assert_array_equal(image[valid], IMAGES)
     np.testing.assert_array_equal(label[valid], LABELS)
+
+
+def test_evaluation_at_another_size_is_that_of_the_same_images():
+    """Twice as large: the mean of each four pixels is near what they were made of."""
+    rows = order.evaluation(10, 4)
+    batches = list(pipeline.evaluation(Source(), rows, slice(0, 4), range(3), settings(), 16))
+    assert [batch["image"].shape for batch in batches] == [(4, 16, 16, 3)] * 3
+    label = np.concatenate([batch["label"] for batch in batches])[:10]
+    np.testing.assert_array_equal(label, LABELS)
+    images = np.concatenate([batch["image"] for batch in batches])[:10]
+    small = images.reshape(10, 8, 2, 8, 2, 3).mean((2, 4))
+    for image, original in zip(small, IMAGES, strict=True):
+        assert np.corrcoef(image.ravel(), original.ravel())[0, 1] > 0.9
 
 
 def test_hosts_together_evaluate_every_image_once():
