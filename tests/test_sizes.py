@@ -17,7 +17,7 @@ from configs import digits
 from inception_jax import models, program, sharding, train, validate
 from inception_jax.console import Console
 from inception_jax.errors import UserError
-from inception_jax.models.googlenet import Logits
+from inception_jax.models.layers import Logits
 
 # The second epoch begins within step 45, so that of 24 pixels is from step 46 to 59.
 FIELDS = {
