@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs import googlenet
 from inception_jax.errors import UserError
 
-IMAGE_SIZES = {  # in pixels; the least that leave the last map more than a few pixels
+IMAGE_SIZES = {  # in pixels; about the least that the network takes, sppnet with its 3x3 bins
     "googlenet": 16,
     "alexnet": 67,
     "zfnet": 64,

@@ -30,8 +30,9 @@ def get_config(base: str = "zf5") -> ConfigDict:
     config.optim.momentum_form = "caffe"  # built on Caffe
     config.optim.weight_decay = 5e-4  # not told; AlexNet's
     config.optim.rate_factors = ((".*/bias", 2.0), (".*", 1.0))  # reference: blobs_lr
-    config.schedule.rate = 0.01
-    config.schedule.factor = 0.1
+    config.optim.decay_factors = ((".*/kernel", 1.0), (".*", 0.0))  # Caffe's usual ones
+    config.schedule.rate = 0.01  # paper, section 3.1
+    config.schedule.factor = 0.1  # paper, section 3.1
     config.schedule.every_epochs = 24.0  # twice, when the error stood still: evenly here
     config.average.name = "none"
 
@@ -39,7 +40,7 @@ def get_config(base: str = "zf5") -> ConfigDict:
     config.data.train_sizes = (224, 180)  # section 2.3: an epoch each
     config.eval.sizes = (180,)
     config.data.crop = "image_corners"  # of the whole image, unlike AlexNet's
-    config.data.train_resize = (256, 256)
+    config.data.train_resize = (256, 256)  # paper, section 3.1
     config.data.lighting = 0.1  # "color altering", AlexNet's
     config.data.eval_resize = 256
     return config

@@ -21,7 +21,7 @@ def get_config(depth: str = "16") -> ConfigDict:
     config.model.name = f"vgg{depth}"
     config.loss.auxiliary_weight = 0.0  # it has no auxiliary heads
 
-    config.batch_size = 256
+    config.batch_size = 256  # section 3.1, as all below unless told
     config.epochs = 74.0
     config.optim.momentum_form = "caffe"  # built on Caffe
     config.optim.weight_decay = 5e-4

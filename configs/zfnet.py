@@ -16,20 +16,21 @@ def get_config() -> ConfigDict:
     config.model.name = "zfnet"
     config.loss.auxiliary_weight = 0.0  # it has no auxiliary heads
 
-    config.batch_size = 128
-    config.epochs = 70.0
+    config.batch_size = 128  # section 3
+    config.epochs = 70.0  # section 3
     config.optim.momentum_form = "caffe"  # AlexNet's code, on which theirs is built
     config.optim.weight_decay = 5e-4  # not told; AlexNet's
     config.optim.decay_factors = ((".*", 1.0),)  # AlexNet's
     config.optim.rate_factors = ((".*", 1.0),)  # AlexNet's
     config.optim.max_filter_rms = 0.1  # "crucial, especially in the first layer"
-    config.schedule.rate = 0.01
-    config.schedule.factor = 0.1  # by hand, when the validation error stood still: AlexNet's
-    config.schedule.every_epochs = 17.5  # three times, evenly
+    config.schedule.rate = 0.01  # section 3
+    # Lowered by hand when the validation error stood still, how often is not told: as AlexNet's.
+    config.schedule.factor = 0.1
+    config.schedule.every_epochs = 17.5
     config.average.name = "none"
 
-    config.data.image_size = 224
-    config.data.crop = "square_corners"  # of the central square of 256
-    config.data.train_resize = (256, 256)
+    config.data.image_size = 224  # section 3
+    config.data.crop = "square_corners"  # section 3: of the central square of 256
+    config.data.train_resize = (256, 256)  # section 3
     config.data.eval_resize = 256
     return config

@@ -49,7 +49,7 @@ def parse(
     values = flags.FlagValues()
     define(values)
     rest = [arg for arg in argv if not arg.startswith(("--config=", "-config="))]
-    parts = [arg.lstrip("-").partition("=") for arg in rest]
+    parts = [(arg.lstrip("-") if arg.startswith("-") else "").partition("=") for arg in rest]
     last = {name.removeprefix("no"): value for name, _, value in parts}
     unset = [name for name, value in last.items() if _unsets(name, value)]
     rest = [

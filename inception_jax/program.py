@@ -149,17 +149,23 @@ def _check_sizes(model, variables, config, field, sizes: Sequence[int]):
         return True
 
     built_for = config.data.image_size
+    if set(sizes) == {built_for}:
+        return
+    train = field == "data.train_sizes"
+    if not train and getattr(model, "auxiliary_heads", False):
+        model = model.clone(auxiliary_heads=False)  # evaluation has none
+    any_size = fits(2 * built_for, train)
+    heads = train and fits(2 * built_for, train=False)
     for size in sizes:
-        if size == built_for:
-            continue
         try:
             model.check(size)
-        except UserError as error:  # which speaks of the field that usually has the size
-            told = str(error).replace("config.data.image_size", f"config.{field}")
-            raise UserError(told) from None
-        train = field == "data.train_sizes"
-        if not fits(size, train):
-            heads = train and fits(size, train=False)
+            fitting = fits(size, train)
+        except UserError as error:
+            if any_size:  # it speaks of the field that usually has the size
+                told = str(error).replace("config.data.image_size", f"config.{field}")
+                raise UserError(told) from None
+            fitting = False
+        if not fitting:
             raise UserError(
                 f"config.{field}: {size} pixels will not do, as the network's fully connected"
                 f" layers fit images of {built_for} pixels only: "

@@ -46,7 +46,7 @@ def compare(meta: dict, config, facts: dict[str, int], workdir) -> list[str]:
     Raises:
       UserError: a difference that cannot be resumed.
     """
-    # runs from before these fields had one size
+    # stored before there were these fields: one size
     stored = {"data.train_sizes": [], "eval.sizes": []} | dict(flatten(meta["config"]))
     given = dict(flatten(json.loads(config.to_json_best_effort())))
     differing = [name for name in given | stored if given.get(name) != stored.get(name)]

@@ -19,7 +19,8 @@ from inception_jax.errors import UserError
 
 FORMATS = ("table", "json", "csv")
 FLAGS_HELP = """\
-  --compare="A B ..."       several side by side, each an ARGUMENT of the config file or FIELD=VALUE
+  --compare="A B ..."       several side by side, each an ARGUMENT of the config file or one
+                            FIELD=VALUE, without spaces
   --format=table|json|csv   what to print; table if not given
   --plot=FILE.png           draws it, too; .svg and .pdf work as well
 """
@@ -77,7 +78,7 @@ def _split(compare):
         variants = shlex.split(compare)
     except ValueError as error:
         raise UserError(f"--compare={compare}: {error}") from None
-    if len(variants) != len(set(variants)):
+    if len({name.removeprefix("config.") for name in variants}) < len(variants):
         raise UserError(f"--compare={compare} names one of them twice")
     if len(variants) == 1:
         raise UserError(f"--compare={compare} needs two or more, as in --compare='alexnet vgg16'")

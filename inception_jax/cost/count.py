@@ -136,7 +136,7 @@ class _Trace:
             if inner is None:
                 outputs = [self._count(eqn, max(inputs, default=0), here)] * len(eqn.outvars)
             else:
-                outputs = self.walk(inner, inputs[-len(inner.invars) :], here)
+                outputs = self.walk(inner, inputs[len(inputs) - len(inner.invars) :], here)
             depth |= zip(eqn.outvars, outputs, strict=True)
         return [depth.get(v, 0) if not hasattr(v, "val") else 0 for v in jaxpr.outvars]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from inception_jax.cost.report import Report
 from inception_jax.errors import UserError
 
-# Published top-5 errors on ImageNet's validation set, one network, many views of each image, by
-# recipe of configs/imagenet.py; the sources stand in the recipes.
+# Published top-5 errors in % on ImageNet's validation set, of one network and its paper's views of
+# each image, by recipe of configs/imagenet.py.
 TOP5_ERROR = {
-    "alexnet": 18.2,
-    "zfnet": 16.4,
-    "vgg16": 8.1,
-    "sppnet_overfeat7": 9.14,
+    "alexnet": 18.2,  # ten crops
+    "zfnet": 16.4,  # ten crops
+    "vgg16": 8.1,  # dense, at several scales
+    "sppnet_overfeat7": 9.14,  # many views at several scales
     "googlenet": 7.89,  # paper, Table 3: one network, 144 crops
 }
 FIELDS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}  # of the two panels
@@ -81,9 +81,9 @@ def _draw_lineup(plt, reports):
     axes.minorticks_off()
     axes.set_xlim(0.4, 30)
     axes.set_ylim(0, 24)
-    axes.set_xlabel("multiply-adds for one image, in billions (log scale)")
-    axes.set_ylabel("published top-5 error on ImageNet in % (one network, many views)")
-    axes.set_title("The ILSVRC line-up: what accuracy costs; areas are parameters", loc="left")
+    axes.set_xlabel("multiply-adds for one view of an image, in billions (log scale)")
+    axes.set_ylabel("published top-5 error on ImageNet in % (one network, its paper's views)")
+    axes.set_title("The ILSVRC line-up: accuracy over cost; areas are parameters", loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

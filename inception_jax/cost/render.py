@@ -124,7 +124,7 @@ def _table_1(report):
         lines += notes
         lines.append(f"  sum: {ours - paper:+.0f}M: {', '.join(large)}, and rounding")
     else:
-        lines.append("This is not the paper's network, so differences are its own.")
+        lines.append("Not the paper's network, size and classes, so differences are its own.")
     return "\n".join(lines) + "\n"
 
 

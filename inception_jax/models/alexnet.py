@@ -4,8 +4,8 @@ Three forms:
   grouped       as published: two halves of the channels on two GPUs, which meet in conv3 and in
                 the fully connected layers only (section 3.5)
   ungrouped     the same without the halves
-  single_tower  for one GPU: narrower, without response normalisation (Krizhevsky 2014,
-                arXiv:1404.5997), with the 256 channels of conv4 that torchvision's has
+  single_tower  for one GPU: narrower (Krizhevsky 2014, arXiv:1404.5997); with 256 channels in
+                conv4 and without response normalisation, as torchvision's
 
 Parameters are named as in BVLC/caffe, models/bvlc_alexnet. Used through `models.build`.
 """
@@ -50,7 +50,7 @@ class AlexNet(Chain):
         if not (not single if self.lrn is None else self.lrn):
             norms = (), ()
         return (
-            # 55x55 maps: of 227 pixels without padding, of 224 with 2, as torchvision's has it
+            # 55x55 maps: of 227 pixels without padding, or of 224 with 2, as torchvision's has it
             Conv("conv1", c1, 11, 4, 2 if single else 0),
             *norms[0],
             Pool("pool1", 3, 2),

@@ -116,9 +116,9 @@ class Chain(nn.Module):
             for channels in {round(c.channels * self.width) for c in (before, conv)}:
                 if channels % conv.groups:
                     raise UserError(
-                        f"config.model.width={self.width} leaves {channels} channels, which"
-                        f" {conv.name} cannot split into {conv.groups} groups: take one that leaves"
-                        f" a multiple of {conv.groups}"
+                        f"config.model.width={self.width} makes the number of channels {channels},"
+                        f" which {conv.name} cannot split into {conv.groups} groups: take one that"
+                        f" leaves a multiple of {conv.groups}"
                     )
         layers.check_size(image_size, "the network", lambda size: self.map_size(size) > 0)
 

@@ -129,13 +129,19 @@ class GoogLeNet(nn.Module):
                 " windows, 2 pixels apart, would leave pixels out"
             )
         layers.check_width(self.width, dict(self._channels()))
-        layers.check_size(image_size, "GoogLeNet", lambda s: min(self.map_sizes(s).values()) >= 1)
+        what = "GoogLeNet"
+        if self.pool4_window != GoogLeNet.pool4_window:
+            what += f" with config.model.pool4_window={self.pool4_window}"
+        layers.check_size(image_size, what, lambda s: min(self.map_sizes(s).values()) >= 1)
         if self.auxiliary_heads:
             least = self.auxiliary_bins or AUXILIARY_POOL[0]
+            what = "the auxiliary heads"
+            if self.auxiliary_bins:
+                what += f" with config.model.auxiliary_bins={self.auxiliary_bins}"
             try:
                 layers.check_size(
                     image_size,
-                    "the auxiliary heads",
+                    what,
                     lambda s: self.map_sizes(s)["4"] >= least,
                 )
             except UserError as error:

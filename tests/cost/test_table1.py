@@ -61,7 +61,7 @@ RECOMPUTED = {
     "5b": (1409.0, 70.7),
     "linear": (1000.0, 1.0),
 }
-OWN = "This is not the paper's network, so differences are its own."
+OWN = "Not the paper's network, size and classes, so differences are its own."
 
 
 def module_weights(row, **changed):

@@ -105,7 +105,9 @@ def test_a_width_that_leaves_a_layer_empty_names_it(name, fields, layer, channel
 
 def test_a_width_whose_channels_do_not_split_is_told():
     text = message("alexnet", 227, width=0.07)  # 7 of 96
-    assert "width=0.07 leaves 7 channels, which conv2 cannot split into 2 groups" in text
+    assert (
+        "width=0.07 makes the number of channels 7, which conv2 cannot split into 2 groups" in text
+    )
     with pytest.raises((AssertionError, ValueError)):  # flax asserts
         shapes(build("alexnet", width=0.07), 227)
     build("alexnet", width=0.0625).check(227)  # 6, 16, 24
