@@ -199,11 +199,12 @@ def refused(config):
 def test_a_network_whose_parameters_fit_one_size_is_refused_others(field, monkeypatch):
     monkeypatch.setattr(models, "build", lambda _, num_classes: Linear(num_classes, flat=True))
     others = {"data.train_sizes": (16,), "eval.sizes": ()}
-    told = refused(make_config(**others | {field: (20,)}))
-    assert told == (
-        f"config.{field}: 20 pixels will not do, as the network's fully connected layers fit"
-        " images of 16 pixels only: leave 20 out"
-    )
+    for size in (20, 6):  # larger, and too small for any network, where no least size would help
+        told = refused(make_config(**others | {field: (size,)}))
+        assert told == (
+            f"config.{field}: {size} pixels will not do, as the network's fully connected layers"
+            f" fit images of 16 pixels only: leave {size} out"
+        )
     config = make_config(**others)
     mesh = sharding.make_mesh(config.mesh)
     program.make(config, mesh, num_examples=99, num_classes=10)
@@ -219,7 +220,7 @@ def test_auxiliary_heads_are_refused_where_they_are_trained_only(config):
     """They flatten one place at 96 pixels, four at 128; in evaluation there are none."""
     config.update(model={"auxiliary_heads": True, "small_stem": False})
     config.data.image_size = config.data.eval_resize = 96
-    config.data.train_sizes, config.eval.sizes = (96, 128), (128, 160)
+    config.data.train_sizes, config.eval.sizes = (96, 128), (64, 160)
     assert refused(config) == (
         "config.data.train_sizes: 128 pixels will not do, as the network's fully connected layers"
         " fit images of 96 pixels only: set config.model.auxiliary_heads=False"
@@ -227,7 +228,7 @@ def test_auxiliary_heads_are_refused_where_they_are_trained_only(config):
     mesh = sharding.make_mesh(config.mesh)
     config.data.train_sizes = ()
     made = program.make(config, mesh, num_examples=99, num_classes=10)
-    assert list(made.eval_batch) == [96, 128, 160]
+    assert list(made.eval_batch) == [96, 64, 160]  # the heads need 79
     config.model.auxiliary_heads = False
     config.data.train_sizes = (128, 96)
     made = program.make(config, mesh, num_examples=99, num_classes=10)
