@@ -132,5 +132,6 @@ def test_rates_and_averages_of_a_run_that_was_killed_are_the_closed_forms(name, 
             began = [saved[k][parameter] for k in range(start + 1, step + 1)]
             began = began or [saved[step][parameter]]
             expected = closed_form(name, 0.8, began)
-            scale = np.abs(began).max()  # what is averaged may cancel, its rounding does not
-            assert np.abs(stored - expected).max() <= 1e-6 * scale, (step, parameter)
+            # float32's last digit, of what is averaged: that may cancel, its rounding does not
+            scale = np.abs(began).max()
+            assert np.abs(stored - expected).max() <= 2e-7 * scale, (step, parameter)
