@@ -46,9 +46,8 @@ class AlexNet(Chain):
         groups = 2 if self.variant == "grouped" else 1
         single = self.variant == "single_tower"
         normalise = functools.partial(layers.lrn, k=self.lrn_k, alpha=self.lrn_alpha)
-        norms = (Norm("norm1", normalise),), (Norm("norm2", normalise),)
-        if not (not single if self.lrn is None else self.lrn):
-            norms = (), ()
+        wanted = not single if self.lrn is None else self.lrn
+        norms = [(Norm(name, normalise),) if wanted else () for name in ("norm1", "norm2")]
         return (
             # 55x55 maps: of 227 pixels without padding, or of 224 with 2, as torchvision's has it
             Conv("conv1", c1, 11, 4, 2 if single else 0),

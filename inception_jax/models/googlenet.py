@@ -211,7 +211,8 @@ class GoogLeNet(nn.Module):
         return layers.Logits(logits_BK, tuple(auxiliary))
 
     def _normalise(self, x_BHWC, name):
-        if not (not self.batch_norm if self.lrn is None else self.lrn):
+        wanted = not self.batch_norm if self.lrn is None else self.lrn
+        if not wanted:
             return x_BHWC
         with jax.named_scope(name):
             return layers.lrn(x_BHWC, k=self.lrn_k, alpha=self.lrn_alpha)
@@ -222,7 +223,8 @@ class GoogLeNet(nn.Module):
     def _form(self):
         reduced = self.module == "reduced"
         projection = reduced if self.projection is None else self.projection
-        return Form(reduced, tuple(_names(self.branches)), projection, self.kernel_5x5)
+        branches = tuple(branch for branch in BRANCHES if branch in _names(self.branches))
+        return Form(reduced, branches, projection, self.kernel_5x5)
 
     def _channels(self) -> Iterator[tuple[str, int]]:
         """Published channels of every layer there is, by name."""
@@ -243,7 +245,7 @@ def convolutions(form: Form, widths: Widths) -> dict[str, list[tuple[str, int, i
     }
     if not form.reduced:
         branches |= {branch: branches[branch][1:] for branch in ("3x3", "5x5")}
-    return {branch: branches[branch] for branch in BRANCHES if branch in form.branches}
+    return {branch: branches[branch] for branch in form.branches}
 
 
 class Stem(nn.Module):
@@ -279,19 +281,17 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC):
-        outputs = []
+        maps = dict.fromkeys(self.form.branches, x_BHWC)
+        if "pool" in maps:
+            with jax.named_scope("pool"):
+                maps["pool"] = layers.max_pool(x_BHWC, 3, 1, ((1, 1), (1, 1)))
         for branch, convs in convolutions(self.form, self.widths).items():
-            y_BHWC = x_BHWC
-            if branch == "pool":
-                with jax.named_scope("pool"):
-                    y_BHWC = layers.max_pool(y_BHWC, 3, 1, ((1, 1), (1, 1)))
             for name, channels, window in convs:
-                y_BHWC = self.unit.conv(
-                    y_BHWC, name, channels, window, padding=window // 2, bias=BIAS
+                maps[branch] = self.unit.conv(
+                    maps[branch], name, channels, window, padding=window // 2, bias=BIAS
                 )
-            outputs.append(y_BHWC)
         with jax.named_scope("output"):
-            return jnp.concatenate(outputs, axis=-1)
+            return jnp.concatenate(list(maps.values()), axis=-1)
 
 
 class AuxiliaryHead(nn.Module):

@@ -26,13 +26,14 @@ class ZFNet(Chain):
 
     def stack(self):
         normalise = functools.partial(layers.lrn, k=self.lrn_k, alpha=self.lrn_alpha)
+        norms = [(Norm(name, normalise),) if self.lrn else () for name in ("norm1", "norm2")]
         return (
             Conv("conv1", 96, 7, 2, 1),
             Pool("pool1", 3, 2),
-            *((Norm("norm1", normalise),) if self.lrn else ()),
+            *norms[0],
             Conv("conv2", 256, 5, 2),
             Pool("pool2", 3, 2),
-            *((Norm("norm2", normalise),) if self.lrn else ()),
+            *norms[1],
             Conv("conv3", 384, 3, 1, 1),
             Conv("conv4", 384, 3, 1, 1),
             Conv("conv5", 256, 3, 1, 1),
