@@ -3,6 +3,7 @@
 import json
 
 from configs.googlenet import MODEL_FIELDS
+from inception_jax import models
 from inception_jax.config import flatten
 from inception_jax.errors import UserError
 
@@ -47,8 +48,8 @@ def compare(meta: dict, config, facts: dict[str, int], workdir) -> list[str]:
       UserError: a difference that cannot be resumed.
     """
     # stored before there were these fields: one size
-    stored = {"data.train_sizes": [], "eval.sizes": []} | dict(flatten(meta["config"]))
-    given = dict(flatten(json.loads(config.to_json_best_effort())))
+    stored = {"data.train_sizes": [], "eval.sizes": []} | _spelt_out(meta["config"])
+    given = _spelt_out(json.loads(config.to_json_best_effort()))
     differing = [name for name in given | stored if given.get(name) != stored.get(name)]
     for name in differing:
         if name in FIXED:
@@ -65,3 +66,15 @@ def compare(meta: dict, config, facts: dict[str, int], workdir) -> list[str]:
     return [
         f"config.{name}: {stored.get(name)} before, {given.get(name)} now" for name in differing
     ]
+
+
+def _spelt_out(config):
+    """All fields by name, those of the network that are None as what was published."""
+    fields = dict(flatten(config))
+    name = fields["model.name"]
+    published = models.published(name) if name in models.NAMES else {}
+    for field in MODEL_FIELDS:
+        if fields.get(f"model.{field}") is None:
+            value = published.get(field)
+            fields[f"model.{field}"] = list(value) if isinstance(value, tuple) else value
+    return fields

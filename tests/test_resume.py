@@ -29,7 +29,23 @@ REFUSED = {
     ),
 }
 FIELDS = dict(flatten(googlenet.get_config()))
-
+# What None stands for: the paper's network; the others' fields have no value in it.
+FIELDS |= {
+    "model.dropout": 0.4,
+    "model.batch_norm": False,
+    "model.batch_norm_epsilon": 1e-5,
+    "model.lrn_k": 1.0,
+    "model.lrn_alpha": 1e-4,
+    "model.module": "reduced",
+    "model.branches": "1x1,3x3,5x5,pool",
+    "model.modules": "3a,3b,4a,4b,4c,4d,4e,5a,5b",
+    "model.kernel_5x5": 5,
+    "model.pool4_window": 3,
+    "model.auxiliary_heads": True,
+    "model.auxiliary_bins": 0,
+    "model.auxiliary_dropout": 0.7,
+    "model.small_stem": False,
+}
 
 FACTS = {"num_classes": 10, "num_examples": 1437}
 
@@ -40,7 +56,7 @@ def stored():
     return {"config": config, "step": 100, **FACTS}
 
 
-# Of the fields of networks that are None, as published.
+# Of the fields that have no value.
 OTHERS = {bool: True, int: 3, float: 0.25, str: "x", tuple: (1, 2)}
 
 
@@ -93,6 +109,22 @@ def test_any_other_change_is_told(field):
     assert resume.compare(stored(), given(field), FACTS, "runs/x") == [
         f"config.{field}: {before} before, {now} now"
     ]
+
+
+def test_what_was_published_is_the_same_network_by_silence_or_by_name():
+    """A run that was begun with None, or before there were such fields, goes on with either."""
+    config = googlenet.get_config()
+    config.update_from_flattened_dict(
+        {name: value for name, value in FIELDS.items() if name.startswith("model.") and value != ()}
+    )
+    assert resume.compare(stored(), config, FACTS, "runs/x") == []
+    meta = stored()
+    meta["config"]["model"] = {"name": "googlenet", "dtype": "float32", "width": 1.0}
+    assert resume.compare(meta, googlenet.get_config(), FACTS, "runs/x") == []
+    pyramid = googlenet.get_config()
+    pyramid.model.name, pyramid.model.pyramid = "sppnet", (1, 2, 3, 6)
+    meta["config"]["model"]["name"] = "sppnet"
+    assert resume.compare(meta, pyramid, FACTS, "runs/x") == []
 
 
 def test_all_changes_are_told_not_just_the_first():

@@ -42,8 +42,7 @@ class Report:
 
     def _is_published(self, model_config) -> bool:
         """Whether this is the network of the paper's Table 1, chosen by silence or by name."""
-        published = {name: f.default for name, f in self._module.__dataclass_fields__.items()}
-        published["projection"] = True
+        published = models.published(self.model) | {"projection": True}
         return (model_config.width, self.image_size, self.num_classes) == (1, 224, 1000) and all(
             model_config[name] in (None, published[name])
             for name in MODEL_FIELDS.keys() & published.keys() - set(_BESIDE_TABLE_1)
@@ -71,8 +70,8 @@ class Report:
         other: dict[str, int] = {}
         for layer in layers:
             kind = "biases and ReLU" if layer.kind in count.MULTIPLY_ADDS else layer.kind
-            if layer.flops:
-                other[kind] = other.get(kind, 0) + layer.flops
+            if layer.other_flops:
+                other[kind] = other.get(kind, 0) + layer.other_flops
         return {
             "depth": max(layer.depth for layer in layers),
             "parameters": sum(layer.parameters for layer in layers),

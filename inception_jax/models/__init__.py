@@ -1,5 +1,6 @@
 """The networks by name. Importing this imports none of them, nor jax."""
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -27,6 +28,11 @@ NAMES = {
 }
 
 
+def published(name: str) -> dict[str, Any]:
+    """What the fields of `config.model` that are None stand for, of the network of that name."""
+    return {field.name: field.default for field in dataclasses.fields(_network(NAMES[name]))}
+
+
 def build(model_config, num_classes: int):
     """Makes the flax module that `config.model` describes.
 
@@ -42,8 +48,7 @@ def build(model_config, num_classes: int):
       UserError: an attribute is given that this network does not have.
     """
     entry = NAMES[model_config.name]
-    module, cls = entry.path.split(":")
-    network = getattr(importlib.import_module(module), cls)
+    network = _network(entry)
     given = {k: v for k, v in model_config.items() if k != "name" and v is not None}
     known = [
         name
@@ -56,3 +61,8 @@ def build(model_config, num_classes: int):
             f" set it to None; it has {', '.join(known)}"
         )
     return network(num_classes=num_classes, **given, **entry.attributes)
+
+
+def _network(entry):
+    module, cls = entry.path.split(":")
+    return getattr(importlib.import_module(module), cls)
