@@ -71,11 +71,9 @@ def plot(runs: dict[str, dict[str, list[dict]]], out: Path) -> None:
     Raises:
       UserError: the file cannot be written, or matplotlib does not know the format.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import PercentFormatter
+
+    from inception_jax.figures import plt, save
 
     figure, (accuracy, loss) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for number, (label, rows) in enumerate(runs.items()):
@@ -108,14 +106,7 @@ def plot(runs: dict[str, dict[str, list[dict]]], out: Path) -> None:
     for axes in (accuracy, loss):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    try:
-        figure.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"could not write {out}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    finally:
-        plt.close(figure)
+    save(figure, out)
 
 
 def _means(x, y, points=30):

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from inception_jax.cost import draw, render
+    from inception_jax.cost import render
     from inception_jax.cost.report import Report
     from inception_jax.data import datasets
 
@@ -61,6 +61,11 @@ def main(argv: list[str]) -> None:
     reports = [
         Report(name, each, datasets.count_classes(each.data)) for name, each in configs.items()
     ]
+    if values.plot:  # before the table, so that a mistake is not told below it
+        from inception_jax.cost import draw
+
+        draw.draw(reports, Path(values.plot))
+        print(f"drawn in {values.plot}", file=sys.stderr)
     if values.format == "table":
         print(render.text(reports), end="")
     elif values.format == "csv":
@@ -68,9 +73,6 @@ def main(argv: list[str]) -> None:
     else:
         found = render.as_json(reports)
         print(json.dumps(found if variants else found[0], indent=1))
-    if values.plot:
-        draw.draw(reports, Path(values.plot))
-        print(f"drawn in {values.plot}", file=sys.stderr)
 
 
 def _split(compare):

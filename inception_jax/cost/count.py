@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.extend.core import Literal
 
 # Flops per element of the output, as XLA's cost analysis has them; what is not named has none.
 ELEMENTWISE = ("add", "sub", "mul", "div", "max", "square", "convert_element_type")
@@ -45,7 +46,7 @@ class Layer:
       parameters: weights, biases and batch norm's.
       multiply_adds: nominal, as papers count them.
       valid_multiply_adds: those whose taps do not fall on padding.
-      flops: what XLA counts beside two for each of these: biases, ReLU, pooling, normalisation.
+      other_flops: what XLA counts beside two for each of these: biases, ReLU, pooling, norms.
       training_only: an auxiliary head's.
     """
 
@@ -58,7 +59,7 @@ class Layer:
     parameters: int = 0
     multiply_adds: int = 0
     valid_multiply_adds: int = 0
-    flops: int = 0
+    other_flops: int = 0
     training_only: bool = False
 
 
@@ -127,18 +128,20 @@ class _Trace:
           The depths of its outputs.
         """
         depth: dict[Any, int] = dict(zip(jaxpr.invars, depths, strict=True))
+
+        def depth_of(value):
+            return 0 if isinstance(value, Literal) else depth.get(value, 0)
+
         for eqn in jaxpr.eqns:
             here = "/".join(filter(None, (scope, _scope(eqn))))
-            inputs = [
-                0 if isinstance(v, jax.extend.core.Literal) else depth.get(v, 0) for v in eqn.invars
-            ]
+            inputs = [depth_of(v) for v in eqn.invars]
             inner = _inner(eqn)
             if inner is None:
                 outputs = [self._count(eqn, max(inputs, default=0), here)] * len(eqn.outvars)
             else:
                 outputs = self.walk(inner, inputs[len(inputs) - len(inner.invars) :], here)
             depth |= zip(eqn.outvars, outputs, strict=True)
-        return [depth.get(v, 0) if not hasattr(v, "val") else 0 for v in jaxpr.outvars]
+        return [depth_of(v) for v in jaxpr.outvars]
 
     def _count(self, eqn, depth, scope):
         name, out = eqn.primitive.name, eqn.outvars[0].aval
@@ -158,7 +161,7 @@ class _Trace:
         nominal, valid, flops = _operations(eqn)
         layer.multiply_adds += nominal
         layer.valid_multiply_adds += valid
-        layer.flops += flops
+        layer.other_flops += flops
         return depth
 
     def _row_of(self, scope):
@@ -209,14 +212,10 @@ def _convolution(eqn):
     out, numbers = eqn.outvars[0].aval, eqn.params["dimension_numbers"]
     taps, valid = 1, 1  # of all outputs of one channel, along each axis
     for axis, (low, _) in enumerate(eqn.params["padding"]):
-        size, outputs = (
-            image.shape[numbers.lhs_spec[2 + axis]],
-            out.shape[numbers.out_spec[2 + axis]],
-        )
-        window, stride = (
-            kernel.shape[numbers.rhs_spec[2 + axis]],
-            eqn.params["window_strides"][axis],
-        )
+        size = image.shape[numbers.lhs_spec[2 + axis]]
+        outputs = out.shape[numbers.out_spec[2 + axis]]
+        window = kernel.shape[numbers.rhs_spec[2 + axis]]
+        stride = eqn.params["window_strides"][axis]
         pixels = np.arange(outputs)[:, None] * stride - low + np.arange(window)
         taps *= outputs * window
         valid *= int(np.sum((pixels >= 0) & (pixels < size)))

@@ -4,25 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inception_jax.cost.report import Report
-from inception_jax.errors import UserError
+from inception_jax.cost.table1 import PAPER
+from inception_jax.figures import plt, save
 
-# Published top-5 errors in % on ImageNet's validation set, of one network and its paper's views of
-# each image, by recipe of configs/imagenet.py.
-TOP5_ERROR = {
-    "alexnet": 18.2,  # ten crops
-    "zfnet": 16.4,  # ten crops
-    "vgg16": 8.1,  # dense, at several scales
-    "sppnet_overfeat7": 9.14,  # many views at several scales
-    "googlenet": 7.89,  # paper, Table 3: one network, 144 crops
+# Names and published top-5 errors in % on ImageNet's validation set, of one network and its paper's
+# views of each image, by recipe of configs/imagenet.py.
+LINEUP = {
+    "alexnet": ("AlexNet", 18.2),  # ten crops
+    "zfnet": ("ZFNet", 16.4),  # ten crops
+    "vgg16": ("VGG-16", 8.1),  # dense, at several scales
+    "sppnet_overfeat7": ("SPP-net", 9.14),  # many views at several scales
+    "googlenet": ("GoogLeNet", 7.89),  # paper, Table 3: one network, 144 crops
 }
 FIELDS = {"multiply_adds": "multiply-adds", "parameters": "parameters"}  # of the two panels
-LABELS = {
-    "alexnet": "AlexNet",
-    "zfnet": "ZFNet",
-    "vgg16": "VGG-16",
-    "sppnet_overfeat7": "SPP-net",
-    "googlenet": "GoogLeNet",
-}
 
 
 def draw(reports: Sequence[Report], out: Path) -> None:
@@ -37,38 +31,26 @@ def draw(reports: Sequence[Report], out: Path) -> None:
     Raises:
       UserError: the file cannot be written, or matplotlib does not know the format.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    if len(reports) > 1 and all(report.name in TOP5_ERROR for report in reports):
-        figure = _draw_lineup(plt, reports)
+    if len(reports) > 1 and all(report.name in LINEUP for report in reports):
+        figure = _draw_lineup(reports)
     elif len(reports) > 1 and any(report.model != "googlenet" for report in reports):
-        figure = _draw_totals(plt, reports)
+        figure = _draw_totals(reports)
     else:
-        figure = _draw_blocks(plt, reports)
-    try:
-        figure.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"could not write {out}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    finally:
-        plt.close(figure)
+        figure = _draw_blocks(reports)
+    save(figure, out)
 
 
-def _draw_lineup(plt, reports):
+def _draw_lineup(reports):
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     for report in reports:
-        totals, error = report.totals(), TOP5_ERROR[report.name]
+        totals, (label, error) = report.totals(), LINEUP[report.name]
         billions, millions = totals["multiply_adds"] / 1e9, totals["parameters"] / 1e6
         ours = report.name == "googlenet"
         colour = "C3" if ours else "C0"
         axes.scatter(billions, error, s=12 * millions, color=colour, alpha=0.5, lw=0)
         axes.scatter(billions, error, s=8, color="black")
         axes.annotate(
-            f"{LABELS[report.name]}: {error:g} %\n{millions:.0f} M parameters",
+            f"{label}: {error:g} %\n{millions:.0f} M parameters",
             (billions, error),
             textcoords="offset points",
             xytext=(0, 6 + (12 * millions / 3.14) ** 0.5),
@@ -89,7 +71,7 @@ def _draw_lineup(plt, reports):
     return figure
 
 
-def _draw_totals(plt, reports):
+def _draw_totals(reports):
     names = [report.name for report in reports]
     height = 1.2 + 0.35 * len(names)
     figure, panels = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
@@ -101,7 +83,7 @@ def _draw_totals(plt, reports):
     return figure
 
 
-def _draw_blocks(plt, reports):
+def _draw_blocks(reports):
     names = list(dict.fromkeys(name for report in reports for name in report.blocks()))
     height = 1.2 + 0.16 * len(names) * (len(reports) + 1)
     figure, panels = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
@@ -134,8 +116,6 @@ def _finish(panels):
 
 
 def _mark_paper(panels, names, rows):
-    from inception_jax.cost.table1 import PAPER
-
     rows = [row for row in rows if PAPER[row.row][0] in names]  # not those without weights
     places = [names.index(PAPER[row.row][0]) for row in rows]
     paper = (
