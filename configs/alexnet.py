@@ -25,7 +25,6 @@ def get_config(variant: str = "grouped") -> ConfigDict:
     config = googlenet.get_config()
     config.model.name = "alexnet"
     config.model.variant = variant
-    config.loss.auxiliary_weight = 0.0  # it has no auxiliary heads
 
     config.batch_size = 128  # section 5
     config.epochs = 90.0  # section 5

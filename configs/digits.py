@@ -50,9 +50,10 @@ def get_config(network: str = "googlenet") -> ConfigDict:
         config.model.width = 0.25
         config.model.small_stem = True
         config.schedule.rate = 0.1
-    else:  # not scaled, as in the papers, for which their initial weights are made
+        config.data.std = (64.0, 64.0, 64.0)
+    else:  # pixels not scaled, as in the papers, for which their initial weights are made
         config.model.width = 0.125
-        config.optim.name = "adamw"  # SGD does not leave the plateau at the start in 30 epochs
+        config.optim.name = "adamw"
         config.schedule.rate = 1e-3
     if network == "sppnet":
         config.model.pyramid = (1, 2, 3)
@@ -69,8 +70,6 @@ def get_config(network: str = "googlenet") -> ConfigDict:
     config.data.crop_area = (0.7, 1.0)
     config.data.mirror = False  # a mirrored 2 is no digit
     config.data.mean = (128.0, 128.0, 128.0)
-    if network == "googlenet":
-        config.data.std = (64.0, 64.0, 64.0)
 
     config.eval.batch_size = 360
     config.eval.every_steps = 100

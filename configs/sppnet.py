@@ -23,7 +23,6 @@ def get_config(base: str = "zf5") -> ConfigDict:
     config = googlenet.get_config()
     config.model.name = "sppnet"
     config.model.base = base
-    config.loss.auxiliary_weight = 0.0  # it has no auxiliary heads
 
     config.batch_size = 128  # reference: Zeiler_conv5.prototxt
     config.epochs = 70.0  # not told; ZFNet's

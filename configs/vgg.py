@@ -19,7 +19,6 @@ def get_config(depth: str = "16") -> ConfigDict:
     """
     config = googlenet.get_config()
     config.model.name = f"vgg{depth}"
-    config.loss.auxiliary_weight = 0.0  # it has no auxiliary heads
 
     config.batch_size = 256  # section 3.1, as all below unless told
     config.epochs = 74.0

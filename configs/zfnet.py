@@ -14,7 +14,6 @@ def get_config() -> ConfigDict:
     """The recipe of the paper, section 3, and AlexNet's where it is silent."""
     config = googlenet.get_config()
     config.model.name = "zfnet"
-    config.loss.auxiliary_weight = 0.0  # it has no auxiliary heads
 
     config.batch_size = 128  # section 3
     config.epochs = 70.0  # section 3
