@@ -13,6 +13,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from configs import googlenet
 from inception_jax import models
 
+TORCHVISION = {  # what its network called GoogLeNet does otherwise, dropout aside
+    "batch_norm": True,
+    "batch_norm_epsilon": 1e-3,
+    "kernel_5x5": 3,
+    "pool4_window": 2,
+    "auxiliary_bins": 4,
+}
+
 # Convolutions are calls anyway, so that compiling them well would only take long.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

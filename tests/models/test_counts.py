@@ -3,8 +3,9 @@
 import math
 
 import pytest
-from reference import build, shapes, sides
+from reference import TORCHVISION, build, shapes, sides
 
+from configs import imagenet
 from inception_jax import models
 
 VGG = {11: 132_863_336, 13: 133_047_848, 16: 138_357_544, 19: 143_667_240}  # torchvision, Caffe
@@ -31,13 +32,6 @@ for one, three, five in (
 NAIVE += (NAIVE_CHANNELS + 1) * 1000
 
 NO_HEADS = {"auxiliary_heads": False}
-TORCHVISION = {
-    "batch_norm": True,
-    "batch_norm_epsilon": 1e-3,
-    "kernel_5x5": 3,
-    "pool4_window": 2,
-    "auxiliary_bins": 4,
-}
 COUNTS = [  # name, fields, image size, parameters in training
     *((f"vgg{depth}", {}, 224, count) for depth, count in VGG.items()),
     ("alexnet", {}, 227, 60_965_224),  # BVLC/caffe, bvlc_alexnet
@@ -123,3 +117,10 @@ MAPS = [  # name, fields, image size, maps before and after each convolution, fe
 def test_maps_are_as_large_as_published(name, fields, size, expected):
     """Else public weights of fc6 do not fit, or see other pixels than they were trained on."""
     assert sides(build(name, 1000, **fields), size) == expected
+
+
+def test_torchvisions_recipe_has_torchvisions_network():
+    """Its parameters, counted above, are no others'."""
+    fields = {name: value for name, value in imagenet.torchvision().model.items() if value}
+    named = {"name": "googlenet", "dtype": "float32", "width": 1.0, "dropout": 0.2}
+    assert fields == named | TORCHVISION

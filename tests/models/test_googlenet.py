@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from reference import (
+    TORCHVISION,
     Layers,
     agree,
     bin_pool_loop,
@@ -225,15 +226,6 @@ def test_the_network_for_small_images_computes_what_numpy_does(x64):
         for name, ours in statistics.items():
             expected = reference.updated[name] if train else variables[name]
             np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12, err_msg=name)
-
-
-TORCHVISION = {
-    "batch_norm": True,
-    "batch_norm_epsilon": 1e-3,
-    "kernel_5x5": 3,
-    "pool4_window": 2,
-    "auxiliary_bins": 4,
-}
 
 
 @pytest.mark.parametrize(
