@@ -23,6 +23,7 @@ IMAGE_SIZES = {  # in pixels; about the least that the network takes, sppnet wit
     "googlenet": 16,
     "alexnet": 67,
     "zfnet": 64,
+    "zfnet512": 64,
     "vgg11": 32,
     "vgg13": 32,
     "vgg16": 32,

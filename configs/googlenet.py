@@ -12,10 +12,12 @@ from ml_collections import ConfigDict, config_dict
 MODEL_FIELDS = {
     "dropout": float,  # before each classifier, or after hidden layers; googlenet 0.4, others 0.5
     "batch_norm": bool,  # googlenet (instead of LRN), vgg: False
-    "batch_norm_epsilon": float,  # googlenet: 1e-5
-    "lrn": bool,  # googlenet, alexnet, zfnet: True
-    "lrn_k": float,  # googlenet: 1.0; alexnet, zfnet: 2.0
-    "lrn_alpha": float,  # divided by the size of 5; googlenet: 1e-4; alexnet, zfnet: 5e-4
+    "batch_norm_epsilon": float,  # googlenet, vgg: 1e-5
+    "lrn": bool,  # googlenet, alexnet, zfnet, zfnet512: True
+    "lrn_k": float,  # googlenet: 1.0; alexnet, zfnet, zfnet512: 2.0
+    "lrn_alpha": float,  # divided by the size of 5; googlenet: 1e-4; alexnet, zfnet, zfnet512: 5e-4
+    # poolings that leave out what hangs over the edge; googlenet: none of pool1,pool2,pool3,pool4
+    "floor_pools": str,
     # of googlenet
     "module": str,  # reduced or naive
     "branches": str,  # 1x1,3x3,5x5,pool
@@ -44,7 +46,7 @@ def get_config() -> ConfigDict:
     config.epochs = 60.0  # reference: quick_solver.prototxt, 2.4 M iterations of 32 images
 
     config.model = ConfigDict()
-    config.model.name = "googlenet"  # alexnet, zfnet, vgg11, vgg13, vgg16, vgg19, sppnet
+    config.model.name = "googlenet"  # alexnet, zfnet, zfnet512, vgg11 to vgg19, sppnet
     config.model.dtype = "float32"  # of computation: bfloat16, float32 or float64 (to verify)
     config.model.width = 1.0  # factor on every layer's channels; for small images
     # What is None is as the network's own paper has it: its class in inception_jax/models says how.

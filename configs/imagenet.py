@@ -4,7 +4,7 @@
     python -m inception_jax.main --config=configs/imagenet.py:poly   # by the reference's quick way
     python -m inception_jax.main --config=configs/imagenet.py:NAME   # another network as in its own
 
-NAME is alexnet, alexnet_single_tower, zfnet, vgg11, vgg13, vgg16, vgg19, sppnet,
+NAME is alexnet, alexnet_single_tower, zfnet, zfnet512, vgg11, vgg13, vgg16, vgg19, sppnet,
 sppnet_overfeat7, or a GoogLeNet that is not quite the paper's: wider, torchvision. The data set has
 to be downloaded by hand once; the first run says what and where to. Sources of GoogLeNet's recipe
 are those of configs/googlenet.py, whose defaults these are; the others have files of their own.
@@ -68,6 +68,7 @@ RECIPES: dict[str, Callable[[], ConfigDict]] = {
     "alexnet": alexnet.get_config,
     "alexnet_single_tower": lambda: alexnet.get_config("single_tower"),
     "zfnet": zfnet.get_config,
+    "zfnet512": lambda: zfnet.get_config("zfnet512"),
     "vgg11": lambda: vgg.get_config("11"),
     "vgg13": lambda: vgg.get_config("13"),
     "vgg16": lambda: vgg.get_config("16"),

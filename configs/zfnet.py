@@ -1,6 +1,7 @@
 """ZFNet, Clarifai's published network, as trained on ImageNet (Zeiler & Fergus 2013, section 3).
 
     python -m inception_jax.main --config=configs/imagenet.py:zfnet
+    python -m inception_jax.main --config=configs/imagenet.py:zfnet512
 
 Result: not trained here yet. Published for one network: top-1 error 38.3 %, top-5 16.4 %.
 """
@@ -10,10 +11,14 @@ from ml_collections import ConfigDict
 from configs import googlenet
 
 
-def get_config() -> ConfigDict:
-    """The recipe of the paper, section 3, and AlexNet's where it is silent."""
+def get_config(name: str = "zfnet") -> ConfigDict:
+    """The recipe of the paper, section 3, and AlexNet's where it is silent.
+
+    Args:
+      name: config.model.name: zfnet, or zfnet512, whose own recipe is not known.
+    """
     config = googlenet.get_config()
-    config.model.name = "zfnet"
+    config.model.name = name
 
     config.batch_size = 128  # section 3
     config.epochs = 70.0  # section 3

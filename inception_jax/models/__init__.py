@@ -19,6 +19,7 @@ class Entry(NamedTuple):
 NAMES = {
     "alexnet": Entry("inception_jax.models.alexnet:AlexNet"),
     "zfnet": Entry("inception_jax.models.zfnet:ZFNet"),
+    "zfnet512": Entry("inception_jax.models.zfnet:ZFNet512"),
     "vgg11": Entry("inception_jax.models.vgg:VGG", {"depth": 11}),
     "vgg13": Entry("inception_jax.models.vgg:VGG", {"depth": 13}),
     "vgg16": Entry("inception_jax.models.vgg:VGG", {"depth": 16}),

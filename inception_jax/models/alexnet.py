@@ -41,7 +41,7 @@ class AlexNet(Chain):
 
     hidden_bias = 1.0  # section 5, as those of conv2, conv4 and conv5
 
-    def stack(self):
+    def table(self):
         c1, c2, c3, c4, c5 = CHANNELS[self.variant]
         groups = 2 if self.variant == "grouped" else 1
         single = self.variant == "single_tower"

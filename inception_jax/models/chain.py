@@ -45,15 +45,11 @@ class Pool(NamedTuple):
 
     def size(self, size: int) -> int:
         """Side of the map that comes of one of `size` pixels."""
-        if self.ceil:
-            return layers.ceil_pool_size(size, self.window, self.stride)
-        return (size - self.window) // self.stride + 1
+        return layers.pool_size(size, self.window, self.stride, self.ceil)
 
     def __call__(self, x_BHWC, _):
         with jax.named_scope(self.name):
-            if self.ceil:
-                return layers.max_pool_ceil(x_BHWC, self.window, self.stride)
-            return layers.max_pool(x_BHWC, self.window, self.stride, ((0, 0), (0, 0)))
+            return layers.pool(x_BHWC, self.window, self.stride, self.ceil)
 
 
 class Norm(NamedTuple):
@@ -81,6 +77,8 @@ class Chain(nn.Module):
       num_classes: K.
       width: factor on the channels and features of every layer but the classifier. 1 in the papers.
       dropout: share of each hidden layer's features set to 0, in training.
+      floor_pools: names of the poolings that leave out what hangs over the edge, with commas; all
+        others count it. None: as the table says.
       dtype: of computation: bfloat16, float32, or float64 for verification; parameters are at
         least float32.
     """
@@ -88,14 +86,25 @@ class Chain(nn.Module):
     num_classes: int
     width: float = 1.0
     dropout: float = 0.5
+    floor_pools: str | None = None
     dtype: str = "float32"
 
-    hidden = 4096  # features of each hidden layer
-    hidden_bias = 0.0  # what its biases start with
+    hidden = (4096, 4096)  # features of the hidden layers, fc6 and fc7
+    hidden_bias = 0.0  # what their biases start with
+
+    def table(self) -> tuple[Conv | Pool | Norm, ...]:
+        """The layers before the fully connected ones, as published."""
+        raise NotImplementedError
 
     def stack(self) -> tuple[Conv | Pool | Norm, ...]:
-        """The layers before the fully connected ones."""
-        raise NotImplementedError
+        """The table, its poolings as floor_pools says."""
+        if self.floor_pools is None:
+            return self.table()
+        floor = layers.names(self.floor_pools)
+        return tuple(
+            layer._replace(ceil=layer.name not in floor) if isinstance(layer, Pool) else layer
+            for layer in self.table()
+        )
 
     def flatten(self, x_BHWC: jax.Array) -> jax.Array:
         """Makes features of the last map."""
@@ -111,6 +120,8 @@ class Chain(nn.Module):
     def check(self, image_size: int) -> None:
         """Raises UserError where the network cannot be built for square images of that size."""
         convs = [layer for layer in self.stack() if isinstance(layer, Conv)]
+        pools = [layer.name for layer in self.stack() if isinstance(layer, Pool)]
+        layers.check_names("floor_pools", self.floor_pools or "", pools)
         layers.check_width(self.width, {conv.name: conv.channels for conv in convs})
         for before, conv in itertools.pairwise(convs):
             for channels in {round(c.channels * self.width) for c in (before, conv)}:
@@ -138,8 +149,8 @@ class Chain(nn.Module):
         for layer in self.stack():
             x_BHWC = layer(x_BHWC, unit)
         features_BF = self.flatten(x_BHWC)
-        for name in ("fc6", "fc7"):
-            features_BF = unit.hidden(features_BF, name, self.hidden, self.hidden_bias)
+        for name, features in zip(("fc6", "fc7"), self.hidden, strict=True):
+            features_BF = unit.hidden(features_BF, name, features, self.hidden_bias)
             features_BF = unit.drop(features_BF, self.dropout)
         return layers.Logits(unit.classify(features_BF, "fc8", self.num_classes))
 

@@ -39,6 +39,7 @@ TABLE_1 = {
     "5b": Widths(384, 192, 384, 48, 128, 128),
 }
 STAGES = {"3": ("3a", "3b"), "4": ("4a", "4b", "4c", "4d", "4e"), "5": ("5a", "5b")}
+POOLS = ("pool1", "pool2", "pool3", "pool4")  # before conv2 and each stage
 BRANCHES = ("1x1", "3x3", "5x5", "pool")
 AUXILIARY = {"4a": "loss1", "4d": "loss2"}  # module whose output feeds each auxiliary head
 AUXILIARY_POOL = (5, 3)  # average pool: window, stride, without padding
@@ -72,6 +73,8 @@ class GoogLeNet(nn.Module):
       modules: which of 3a to 5b there are, with commas.
       kernel_5x5: window of the convolution called 5x5; 3 in torchvision's network.
       pool4_window: of the pooling before 5a; 2 in torchvision's network.
+      floor_pools: which of the poolings pool1 to pool4, with commas, leave out what hangs over the
+        edge; all do in the ONNX Model Zoo's inception_v1, none in the reference.
       auxiliary_heads: whether training has the two auxiliary classifiers.
       auxiliary_bins: 0: the heads average over 5x5 windows, 3 pixels apart; else over as many bins
         along each side of the map, 4 in torchvision's network, so that any image size fits.
@@ -95,6 +98,7 @@ class GoogLeNet(nn.Module):
     modules: str = ",".join(TABLE_1)
     kernel_5x5: int = 5
     pool4_window: int = 3
+    floor_pools: str = ""
     auxiliary_heads: bool = True
     auxiliary_bins: int = 0
     lrn: bool | None = None
@@ -111,9 +115,15 @@ class GoogLeNet(nn.Module):
     def check(self, image_size: int) -> None:
         """Raises UserError where the network cannot be built for square images of that size."""
         choose("model.module", self.module, ("reduced", "naive"))
-        _check_names("branches", self.branches, BRANCHES)
-        _check_names("modules", self.modules, tuple(TABLE_1))
-        if self.auxiliary_heads and not AUXILIARY.keys() & _names(self.modules):
+        for field, known in (("branches", BRANCHES), ("modules", tuple(TABLE_1))):
+            listed = getattr(self, field)
+            if not layers.names(listed):
+                raise UserError(
+                    f"config.model.{field} is empty: name at least one of {', '.join(known)}"
+                )
+            layers.check_names(field, listed, known)
+        layers.check_names("floor_pools", self.floor_pools, POOLS[1:] if self.small_stem else POOLS)
+        if self.auxiliary_heads and not AUXILIARY.keys() & layers.names(self.modules):
             raise UserError(
                 f"config.model.modules={self.modules} has neither 4a nor 4d, after which the"
                 " auxiliary heads come: set config.model.auxiliary_heads=False"
@@ -152,10 +162,10 @@ class GoogLeNet(nn.Module):
         size = image_size
         if not self.small_stem:
             size = (size - 1) // 2 + 1  # 7x7/2 with 3 pixels of padding
-            size = layers.ceil_pool_size(size, 3, 2)
+            size = layers.pool_size(size, 3, 2, self._ceil("pool1"))
         sizes = {"1": size}
-        for stage in STAGES:
-            size = layers.ceil_pool_size(size, self._pool_window(stage), 2)
+        for pool, stage in zip(POOLS[1:], STAGES, strict=True):
+            size = layers.pool_size(size, self._pool_window(stage), 2, self._ceil(pool))
             sizes[stage] = size
         return sizes
 
@@ -180,16 +190,15 @@ class GoogLeNet(nn.Module):
         )
         x_BHWC = Stem(unit, self.small_stem, name="conv1")(images_BHWC.astype(unit.dtype))
         if not self.small_stem:
-            x_BHWC = _pool(x_BHWC, "pool1/3x3_s2")
+            x_BHWC = self._pool(x_BHWC, "pool1", 3)
         x_BHWC = self._normalise(x_BHWC, "pool1/norm1")
         x_BHWC = Conv2(unit, name="conv2")(x_BHWC)
         x_BHWC = self._normalise(x_BHWC, "conv2/norm2")
 
-        form, modules = self._form(), _names(self.modules)
+        form, modules = self._form(), layers.names(self.modules)
         auxiliary = []
-        for number, (stage, inside) in enumerate(STAGES.items(), start=2):
-            window = self._pool_window(stage)
-            x_BHWC = _pool(x_BHWC, f"pool{number}/{window}x{window}_s2", window)
+        for pool, (stage, inside) in zip(POOLS[1:], STAGES.items(), strict=True):
+            x_BHWC = self._pool(x_BHWC, pool, self._pool_window(stage))
             for module in inside:
                 if module not in modules:
                     continue
@@ -217,19 +226,26 @@ class GoogLeNet(nn.Module):
         with jax.named_scope(name):
             return layers.lrn(x_BHWC, k=self.lrn_k, alpha=self.lrn_alpha)
 
+    def _pool(self, x_BHWC, name, window):
+        with jax.named_scope(f"{name}/{window}x{window}_s2"):
+            return layers.pool(x_BHWC, window, 2, self._ceil(name))
+
+    def _ceil(self, pool):
+        return pool not in layers.names(self.floor_pools)
+
     def _pool_window(self, stage):
         return self.pool4_window if stage == "5" else 3
 
     def _form(self):
         reduced = self.module == "reduced"
         projection = reduced if self.projection is None else self.projection
-        branches = tuple(branch for branch in BRANCHES if branch in _names(self.branches))
+        branches = tuple(branch for branch in BRANCHES if branch in layers.names(self.branches))
         return Form(reduced, branches, projection, self.kernel_5x5)
 
     def _channels(self) -> Iterator[tuple[str, int]]:
         """Published channels of every layer there is, by name."""
         yield "conv1", 64
-        for module in _names(self.modules):
+        for module in layers.names(self.modules):
             for branch in convolutions(self._form(), TABLE_1[module]).values():
                 yield from ((f"inception_{module}/{name}", n) for name, n, _ in branch)
 
@@ -326,25 +342,3 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, features_BF):
         return self.unit.classify(features_BF, "classifier", self.num_classes)
-
-
-def _pool(x_BHWC, name, window=3):
-    with jax.named_scope(name):
-        return layers.max_pool_ceil(x_BHWC, window, 2)
-
-
-def _names(listed):
-    return [name.strip() for name in listed.split(",") if name.strip()]
-
-
-def _check_names(field, listed, known):
-    names = _names(listed)
-    if not names:
-        raise UserError(f"config.model.{field} is empty: name at least one of {', '.join(known)}")
-    for number, name in enumerate(names):
-        if name not in known:
-            raise UserError(
-                f"config.model.{field}={listed} has {name!r}; known: {', '.join(known)}"
-            )
-        if name in names[:number]:
-            raise UserError(f"config.model.{field}={listed} has {name} twice")

@@ -6,7 +6,7 @@ Shape suffixes, here and everywhere in the project:
 
 import bisect
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -142,6 +142,23 @@ def least_size(fits: Callable[[int], bool]) -> int:
     return bisect.bisect_left(range(1 << 62), True, lo=1, key=fits)
 
 
+def names(listed: str) -> list[str]:
+    """What a field like `config.model.modules` lists."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def check_names(field: str, listed: str, known: Sequence[str]) -> None:
+    """Raises UserError where `config.model.FIELD` lists a name that is not known, or one twice."""
+    listing = names(listed)
+    for number, name in enumerate(listing):
+        if name not in known:
+            raise UserError(
+                f"config.model.{field}={listed} has {name!r}; known: {', '.join(known)}"
+            )
+        if name in listing[:number]:
+            raise UserError(f"config.model.{field}={listed} has {name} twice")
+
+
 def lrn(
     x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> jax.Array:
@@ -211,6 +228,20 @@ def bin_pool(x_BHWC: jax.Array, bins: int, reduce: Callable = jnp.max) -> jax.Ar
 def ceil_pool_size(size: int, window: int, stride: int) -> int:
     """Output size of pooling in Caffe's ceil mode: ceil((size - window) / stride) + 1."""
     return -(-(size - window) // stride) + 1
+
+
+def pool_size(size: int, window: int, stride: int, ceil: bool) -> int:
+    """Output size of `pool`."""
+    if ceil:
+        return ceil_pool_size(size, window, stride)
+    return (size - window) // stride + 1
+
+
+def pool(x_BHWC: jax.Array, window: int, stride: int, ceil: bool) -> jax.Array:
+    """Max pooling without padding; a window that hangs over the edge counts in ceil mode only."""
+    if ceil:
+        return max_pool_ceil(x_BHWC, window, stride)
+    return max_pool(x_BHWC, window, stride, ((0, 0), (0, 0)))
 
 
 def max_pool_ceil(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:

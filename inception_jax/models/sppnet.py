@@ -51,7 +51,7 @@ class SPPNet(Chain):
 
     hidden_bias = 1.0
 
-    def stack(self):
+    def table(self):
         return BASES[self.base]
 
     def flatten(self, x_BHWC: jax.Array) -> jax.Array:

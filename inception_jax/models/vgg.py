@@ -28,12 +28,14 @@ class VGG(Chain):
       depth: 11, 13, 16 or 19.
       batch_norm: batch normalisation after every convolution, instead of its bias. Off in the
         paper.
+      batch_norm_epsilon: added to the variance.
     """
 
     depth: int = 16
     batch_norm: bool = False
+    batch_norm_epsilon: float = 1e-5
 
-    def stack(self):
+    def table(self):
         rows = []
         for stage, number in enumerate(CONVOLUTIONS[self.depth], start=1):
             channels = CHANNELS[stage - 1]
@@ -43,7 +45,11 @@ class VGG(Chain):
 
     def unit(self, dtype: jnp.dtype, train: bool) -> layers.Unit:
         """The form of its layers."""
-        return super().unit(dtype, train)._replace(batch_norm=self.batch_norm)
+        return (
+            super()
+            .unit(dtype, train)
+            ._replace(batch_norm=self.batch_norm, batch_norm_epsilon=self.batch_norm_epsilon)
+        )
 
     def kernel_init(self) -> Callable:
         """Glorot & Bengio's.

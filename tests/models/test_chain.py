@@ -36,15 +36,15 @@ class Chain(Layers):
             features = np.maximum(self.dense(features, name), 0)
         return (self.dense(features, "fc8"),)
 
-    def alexnet(self, x, groups=2, padding=0, lrn=PAPER):
+    def alexnet(self, x, groups=2, padding=0, lrn=PAPER, floor=()):
         x = self.lrn(self.conv(x, "conv1", 4, padding), lrn)
-        x = pool(x, 3, 2, ceil=True)
+        x = pool(x, 3, 2, ceil="pool1" not in floor)
         x = self.lrn(self.conv(x, "conv2", 1, 2, groups), lrn)
-        x = pool(x, 3, 2, ceil=True)
+        x = pool(x, 3, 2, ceil="pool2" not in floor)
         x = self.conv(x, "conv3", 1, 1)
         x = self.conv(x, "conv4", 1, 1, groups)
         x = self.conv(x, "conv5", 1, 1, groups)
-        x = pool(x, 3, 2, ceil=True)
+        x = pool(x, 3, 2, ceil="pool5" not in floor)
         return self.head(x.reshape(len(x), -1))
 
     def zfnet(self, x, lrn=PAPER):
@@ -54,6 +54,14 @@ class Chain(Layers):
         for name in ("conv3", "conv4", "conv5"):
             x = self.conv(x, name, 1, 1)
         x = pool(x, 3, 2, ceil=False)
+        return self.head(x.reshape(len(x), -1))
+
+    def zfnet512(self, x, lrn=PAPER):
+        x = pool(self.lrn(self.conv(x, "conv1", 2), lrn), 3, 2, ceil=False)
+        x = pool(self.lrn(self.conv(x, "conv2", 2), lrn), 3, 2, ceil=False)
+        for name in ("conv3", "conv4", "conv5"):
+            x = self.conv(x, name, 1, 1)
+        x = pool(x, 2, 2, ceil=False)
         return self.head(x.reshape(len(x), -1))
 
     def vgg(self, x, depth):
@@ -98,6 +106,8 @@ class Chain(Layers):
     [
         ({}, 71, {}),  # maps of 16, 8, 4 and 2 pixels: every pooling hangs over the edge
         ({}, 67, {}),
+        ({"floor_pools": "pool1,pool5"}, 75, {"floor": ("pool1", "pool5")}),  # 17, 8, 4 and 1
+        ({"floor_pools": ""}, 75, {}),
         ({"lrn_k": 1.0, "lrn_alpha": 1e-4}, 67, {"lrn": CAFFE}),
         ({"variant": "grouped", "lrn": False}, 67, {"lrn": None}),
         ({"variant": "ungrouped"}, 67, {"groups": 1}),
@@ -124,15 +134,27 @@ def test_zfnet_computes_what_numpy_does(fields, lrn, x64):
     agree(got, Chain(variables).zfnet(photos(3, 79), lrn))
 
 
+@pytest.mark.parametrize(
+    "fields, lrn", [({}, PAPER), ({"lrn_k": 1.0, "lrn_alpha": 1e-4}, CAFFE), ({"lrn": False}, None)]
+)
+def test_zfnet512_computes_what_numpy_does(fields, lrn, x64):
+    """Maps of 38, 18, 7, 3 and 1 pixels: each pooling has something to leave out."""
+    model = build("zfnet512", **NARROW, **fields)
+    variables = numbers(model, 81)
+    got, _ = run(model, variables, photos(3, 81))
+    agree(got, Chain(variables).zfnet512(photos(3, 81), lrn))
+
+
 @pytest.mark.parametrize("batch_norm", [None, True])
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
 def test_vgg_computes_what_numpy_does(depth, batch_norm, x64):
     """Maps of 37, 18, 9, 4, 2 and 1 pixels: the last row is left out where it is odd."""
-    model = build(f"vgg{depth}", **NARROW, batch_norm=batch_norm)
+    epsilon = {"batch_norm_epsilon": 0.01} if batch_norm else {}
+    model = build(f"vgg{depth}", **NARROW, batch_norm=batch_norm, **epsilon)
     variables = numbers(model, 37)
     for train in (True, False) if batch_norm else (False,):
         got, statistics = run(model, variables, photos(4, 37), train=train)
-        reference = Chain(variables, batch_norm=bool(batch_norm), train=train)
+        reference = Chain(variables, bool(batch_norm), train, epsilon=0.01)
         agree(got, reference.vgg(photos(4, 37), depth))
         for name, ours in statistics.items():
             expected = reference.updated[name] if train else variables[name]

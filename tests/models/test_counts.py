@@ -39,6 +39,7 @@ COUNTS = [  # name, fields, image size, parameters in training
     ("alexnet", {"variant": "ungrouped"}, 227, 62_378_344),
     ("alexnet", {"variant": "single_tower"}, 224, 61_100_840),  # torchvision
     ("zfnet", {}, 224, 62_357_608),
+    ("zfnet512", {}, 224, 87_250_536),  # ONNX Model Zoo
     ("sppnet", {}, 224, 77_037_672),
     ("sppnet", {}, 180, 77_037_672),  # the pyramid makes as many features of any map
     ("sppnet", {"base": "zf5"}, 224, 77_037_672),
@@ -91,6 +92,19 @@ MAPS = [  # name, fields, image size, maps before and after each convolution, fe
         {},
         224,
         {"conv1": (224, 110), "conv2": (55, 26), **rest(3, 5, 13), "fc6": 6 * 6 * 256},
+    ),
+    (
+        "zfnet512",
+        {},
+        224,
+        {"conv1": (224, 109), "conv2": (54, 25), **rest(3, 5, 12), "fc6": 6 * 6 * 512},
+    ),
+    # as in the ONNX Model Zoo
+    (
+        "alexnet",
+        {"floor_pools": "pool1,pool2"},
+        224,
+        {"conv1": (224, 54), "conv2": (26, 26), **rest(3, 5, 12), "fc6": 6 * 6 * 256},
     ),
     (
         "sppnet",

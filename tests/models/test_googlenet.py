@@ -63,6 +63,7 @@ class Reference(Layers):
         projection=True,
         modules=tuple(TABLE_1),
         pool4_window=3,
+        floor=(),
         auxiliary_bins=0,
         lrn=(1, 1e-4),  # k and alpha, or None
         **options,
@@ -70,18 +71,20 @@ class Reference(Layers):
         super().__init__(variables, **options)
         self.small_stem, self.naive, self.branches = small_stem, naive, branches
         self.projection, self.modules, self.lrn = projection, modules, lrn
-        self.pool4_window, self.auxiliary_bins = pool4_window, auxiliary_bins
+        self.pool4_window, self.floor, self.auxiliary_bins = pool4_window, floor, auxiliary_bins
 
     def __call__(self, x):
         if self.small_stem:
             x = self.same(x, "conv1/3x3")
         else:
-            x = pool(self.conv(x, "conv1/7x7_s2", 2, 3), 3, 2, ceil=True)
+            x = pool(self.conv(x, "conv1/7x7_s2", 2, 3), 3, 2, ceil="pool1" not in self.floor)
         x = self.norm(self.same(self.same(self.norm(x), "conv2/3x3_reduce"), "conv2/3x3"))
         auxiliary = []
         for module in TABLE_1:
             if module in ("3a", "4a", "5a"):
-                x = pool(x, self.pool4_window if module == "5a" else 3, 2, ceil=True)
+                name = {"3a": "pool2", "4a": "pool3", "5a": "pool4"}[module]
+                window = self.pool4_window if name == "pool4" else 3
+                x = pool(x, window, 2, ceil=name not in self.floor)
             if module not in self.modules:
                 continue
             x = self.inception(x, f"inception_{module}/")
@@ -232,6 +235,13 @@ def test_the_network_for_small_images_computes_what_numpy_does(x64):
     "fields, size, options",
     [
         (TORCHVISION, 75, {"pool4_window": 2, "auxiliary_bins": 4, "lrn": None}),
+        # maps of 50, 24, 12 and 5 pixels: both leave a row out, and pool2 does not
+        ({"floor_pools": "pool1,pool3"}, 99, {"floor": ("pool1", "pool3")}),
+        (
+            {"floor_pools": "pool2, pool4", "auxiliary_bins": 2},
+            82,
+            {"floor": ("pool2", "pool4"), "auxiliary_bins": 2},
+        ),
         (
             {"module": "naive", "modules": "3a,4d,5b", "auxiliary_bins": 2, "lrn_k": 2.0},
             75,

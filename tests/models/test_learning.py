@@ -11,6 +11,7 @@ CASES = [  # name, fields
     ("alexnet", {"variant": "grouped"}),
     ("alexnet", {"variant": "single_tower"}),
     ("zfnet", {}),
+    ("zfnet512", {}),
     ("vgg11", {}),
     ("vgg11", {"batch_norm": True}),
     ("vgg13", {}),
