@@ -1,0 +1,1 @@
+"""Public weights: files of other frameworks become checkpoints that training starts from."""
