@@ -10,7 +10,6 @@ from pathlib import Path
 from absl import flags
 
 from inception_jax import models, process
-from inception_jax.config import choose
 from inception_jax.errors import UserError
 
 FLAGS_HELP = """\
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> None:
     if len(files) != 1 or not values.model or not values.out:
         raise UserError("name one file, --model and --out; see --help")
     if values.model not in models.NAMES:
-        choose("model.name", values.model, models.NAMES)
+        raise UserError(f"--model is {values.model!r}; known: {', '.join(models.NAMES)}")
     process.quiet()
 
     from inception_jax.weights import importer

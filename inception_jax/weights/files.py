@@ -8,7 +8,7 @@ import numpy as np
 from inception_jax.errors import UserError
 from inception_jax.weights import onnx_file, torch_file
 
-FORMATS = "ONNX, a PyTorch state dict (.pth) or safetensors"
+FORMATS = "ONNX, a PyTorch state dict (.pth), safetensors"
 
 
 def read(path: Path) -> onnx_file.Graph | dict[str, np.ndarray]:
@@ -28,7 +28,7 @@ def read(path: Path) -> onnx_file.Graph | dict[str, np.ndarray]:
         return _safetensors(path)
     graph = onnx_file.read(path)
     if graph is None:
-        raise UserError(f"{path} is neither {FORMATS}")
+        raise UserError(f"{path} is none of {FORMATS}")
     return graph
 
 

@@ -30,6 +30,9 @@ def convert_file(path: Path, name: str, out: Path, preprocessing: str | None) ->
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: take another --out, or remove it")
+    if preprocessing not in (None, *mapping.PREPROCESSING):
+        known = ", ".join(mapping.PREPROCESSING)
+        raise UserError(f"--preprocessing is {preprocessing!r}; known: {known}")
     content = files.read(path)
     is_graph = not isinstance(content, dict)
     layout = topology if is_graph else torchvision

@@ -77,11 +77,10 @@ def problems(found: Found, expected: dict[str, tuple[int, ...]]) -> list[str]:
       expected: from `shapes`.
     """
     lines = list(found.problems)
-    lines += [f"nothing for {name}" for name in sorted(expected.keys() - found.tensors.keys())]
     for name, tensor in found.tensors.items():
         wanted = _in_file(expected[_before_batch_norm(name, expected) or name])
         if tensor.array is None:
-            lines.append(f"missing: {tensor.name} {_told(wanted)}")
+            lines.append(f"missing: {tensor.name} ({_told(wanted)})")
         elif tensor.array.shape != wanted:
             lines.append(
                 f"shape of {tensor.name}: {_told(tensor.array.shape)}, not {_told(wanted)}"
@@ -104,7 +103,8 @@ def convert(found: Found, expected: dict[str, tuple[int, ...]], pixels: Pixels) 
     tensors = {name: np.asarray(t.array, np.float32) for name, t in found.tensors.items()}
     for name in tensors.keys() - expected.keys():
         # a bias before batch norm only shifts the mean that is subtracted again
-        tensors[_before_batch_norm(name, expected)] -= tensors.pop(name)
+        mean = _before_batch_norm(name, expected)
+        tensors[mean] = tensors[mean] - tensors.pop(name)
     converted = {}
     channels = 0  # of the map that a fully connected layer may flatten
     for name, shape in expected.items():

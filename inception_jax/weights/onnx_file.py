@@ -61,9 +61,9 @@ class Graph:
         return outputs[list(node.output).index(name)]
 
     def leaves(self, name: str) -> set[str]:
-        """What a tensor comes from: initializers, inputs, and names that nothing makes."""
+        """What a tensor comes from: initializers, constants, inputs, names that nothing makes."""
         node = None if name in self.initializers else self.producer.get(name)
-        if node is None:
+        if node is None or not any(node.input):
             return {name}
         return set().union(*(self.leaves(each) for each in node.input if each))
 

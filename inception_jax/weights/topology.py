@@ -209,8 +209,8 @@ class _Walk:
         self.over()
         node = self.graph.producer.get(self.at)
         if node is None or node.op_type not in kinds:
-            there = f"{node.op_type} ({node.output[0]})" if node else f"the input {self.at!r}"
-            raise Unlike(f"before {self._after} it has {there}, not {layer} ({' or '.join(kinds)})")
+            wanted = f"{layer} ({' or '.join(kinds)})"
+            raise Unlike(f"before {self._after} it has {self._told()}, not {wanted}")
         self._go(node)
         self._after = layer
         return node
@@ -298,8 +298,7 @@ class _Walk:
         self.over()
         shape = self.graph.inputs.get(self.at)
         if shape is None:
-            kind = self.graph.producer[self.at].op_type if self.at in self.graph.producer else ""
-            raise Unlike(f"before {self._after} it has {kind or self.at!r}, not the image")
+            raise Unlike(f"before {self._after} it has {self._told()}, not the image")
         if len(shape) != 4 or shape[1] not in (3, None):
             raise Unlike(f"its input {self.at!r} is {shape}, not B, 3, H, W")
         height, width = shape[2:]
@@ -329,18 +328,22 @@ class _Walk:
         """What a constant comes from; nothing of a layer's output."""
         return self.graph.leaves(name) if self.graph.constant(name) else ()
 
+    def _told(self):
+        node = self.graph.producer.get(self.at)
+        return f"{node.op_type} ({self.at})" if node else f"the input {self.at!r}"
+
     def _go(self, node):
         self._passed.append(node)
         self.at = node.input[0]
 
     def _put(self, place, name, transpose=False):
         """Takes a tensor, under the name that it has in the file and not in the graph."""
-        leaves = self.graph.leaves(name)
-        missing = sorted(leaves - self.graph.initializers.keys())
+        leaves = sorted(self.graph.leaves(name))
+        missing = [each for each in leaves if not self.graph.constant(each)]
         if missing:
             self.tensors[place] = Tensor(missing[0], None)
             return
-        source = max(leaves, key=lambda each: math.prod(self.graph.initializers[each].dims))
+        source = max(leaves, key=lambda each: self.graph.array(each).size)
         try:
             array = self.graph.array(name)
         except ValueError:  # it cannot be reshaped so: then the shape that it has will be told

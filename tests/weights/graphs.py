@@ -22,6 +22,7 @@ NETWORKS = {  # ours: theirs
 def load(name):
     """A graph with weights that keep activations alive, of any batch and size of images."""
     model = onnx.load(LIGHT / f"light_{NETWORKS[name]}.onnx")
+    model.ir_version = 4  # from which on initializers need not be inputs
     graph = model.graph
     shapes = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     rng = np.random.default_rng(0)
