@@ -6,35 +6,18 @@ every other name is a TFDS classification set, on disk in a format that can be r
 
 import difflib
 import hashlib
-import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from inception_jax.data import idx
+from inception_jax.data.source import Dataset, InMemory
 from inception_jax.errors import UserError
-
-
-class Source(Protocol):
-    """A split: examples by index, in a fixed order."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Returns the encoded image (JPEG, PNG, GIF or BMP) and its label in [0, num_classes)."""
-
-
-class Dataset(NamedTuple):
-    """A training split, the split that evaluation counts, and the number of classes."""
-
-    train: Source
-    eval: Source
-    num_classes: int
 
 
 def load(config: ConfigDict) -> Dataset:
@@ -55,20 +38,6 @@ def count_classes(config: ConfigDict) -> int:
     return CLASSES.get(config.name) or load(config).num_classes
 
 
-class InMemory:
-    """Images held as PNG, so that they take the same way as those of any other set."""
-
-    def __init__(self, images: Sequence[np.ndarray], labels: Sequence[int]):
-        self._encoded = [_png(image) for image in images]
-        self._labels = [int(label) for label in labels]
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def read(self, index: int) -> tuple[bytes, int]:
-        return self._encoded[index], self._labels[index]
-
-
 def _digits(config):
     """scikit-learn's 1,797 handwritten digits, split 1,437 / 360 with every class in proportion.
 
@@ -83,11 +52,12 @@ def _digits(config):
         np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0
     )
     splits = {
-        "train": InMemory(images[train], digits.target[train]),
-        "test": InMemory(images[held_out], digits.target[held_out]),
+        "train": InMemory("train", images[train], digits.target[train]),
+        "test": InMemory("test", images[held_out], digits.target[held_out]),
     }
     _check_splits(config, splits)
-    return Dataset(splits[config.train_split], splits[config.eval_split], num_classes=10)
+    names = tuple(map(str, digits.target_names))
+    return Dataset(splits[config.train_split], splits[config.eval_split], 10, names)
 
 
 class IdxFile(NamedTuple):
@@ -125,6 +95,10 @@ FASHION_MNIST = {  # split: images, labels
         ),
     ),
 }
+FASHION_MNIST_CLASSES = (  # by label, from its README
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 
 
 def _fashion_mnist(config):
@@ -149,10 +123,10 @@ def _fashion_mnist(config):
     _check_splits(config, FASHION_MNIST)
     found = _idx_files(folder)
     train, evaluation = (
-        InMemory(*(_read_idx(folder, found, file) for file in FASHION_MNIST[split]))
+        InMemory(split, *(_read_idx(folder, found, file) for file in FASHION_MNIST[split]))
         for split in (config.train_split, config.eval_split)
     )
-    return Dataset(train, evaluation, num_classes=10)
+    return Dataset(train, evaluation, 10, FASHION_MNIST_CLASSES)
 
 
 def _idx_files(folder):
@@ -207,7 +181,8 @@ BY_HAND = {
 
 
 class _Tfds:
-    def __init__(self, data_source):
+    def __init__(self, split, data_source):
+        self._split = split
         self._data_source = data_source
 
     def __len__(self) -> int:
@@ -216,6 +191,9 @@ class _Tfds:
     def read(self, index: int) -> tuple[bytes, int]:
         example = self._data_source[index]
         return example["image"], int(example["label"])
+
+    def name(self, index: int) -> str:
+        return f"{self._split} example {index}"
 
 
 def _tfds(config):
@@ -257,7 +235,10 @@ def _tfds(config):
     _check_splits(config, builder.info.splits)
     try:
         train, evaluation = (
-            _Tfds(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}))
+            _Tfds(
+                split,
+                builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
+            )
             for split in (config.train_split, config.eval_split)
         )
     except NotImplementedError:
@@ -265,7 +246,10 @@ def _tfds(config):
             f"data set {config.name} is stored as {builder.info.file_format.value}, which cannot be"
             f" read by index: move {builder.data_dir} away and {prepare}"
         ) from None
-    return Dataset(train, evaluation, features["label"].num_classes)
+    names = tuple(features["label"].names)
+    if names == tuple(map(str, range(len(names)))):  # what TFDS says where a set has none
+        names = None
+    return Dataset(train, evaluation, features["label"].num_classes, names)
 
 
 def _check_splits(config, known):
@@ -274,11 +258,3 @@ def _check_splits(config, known):
             raise UserError(
                 f"data set {config.name} has no split {split!r}: it has {', '.join(known)}"
             )
-
-
-def _png(image):
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

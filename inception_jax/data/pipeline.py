@@ -7,8 +7,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from inception_jax.data import augment, order
-from inception_jax.data.datasets import Source
 from inception_jax.data.order import Rows
+from inception_jax.data.source import Source
 
 Batch = dict[str, np.ndarray]
 

@@ -56,6 +56,12 @@ class TinyUnlabelled(TinyPictures):
     names = ("image", "kind")
 
 
+class TinyNamed(TinyPictures):
+    """Has names for its classes."""
+
+    label = F.ClassLabel(names=["d", "c", "b", "a"])
+
+
 class TinyNumbered(TinyPictures):
     """Has a label that is a number of unknown range."""
 
@@ -117,6 +123,22 @@ def test_every_digit_is_in_exactly_one_split_with_its_pixels_and_label(small):
     assert expected.total() == 1797
     assert content(small.train) + content(small.eval) == expected
     assert (len(small.train), len(small.eval), small.num_classes) == (1437, 360, 10)
+
+
+def test_examples_that_are_no_files_are_named_by_split_and_index(small, prepared):
+    assert (small.train.name(17), small.eval.name(0)) == ("train example 17", "test example 0")
+    data = datasets.load(settings("tiny_pictures", prepared(TinyPictures)))
+    assert (data.train.name(17), data.eval.name(0)) == ("train example 17", "test example 0")
+
+
+def test_classes_have_the_names_that_their_set_gives_them(small, prepared):
+    """TFDS makes up numbers where a set has no names."""
+    assert small.class_names == tuple("0123456789")
+    for builder, name, names in (
+        (TinyPictures, "tiny_pictures", None),
+        (TinyNamed, "tiny_named", ("d", "c", "b", "a")),
+    ):
+        assert datasets.load(settings(name, prepared(builder))).class_names == names
 
 
 def test_held_out_digits_are_in_proportion(small):
@@ -327,7 +349,9 @@ def assert_examples(source, images, labels, step=1):
 
 def test_fashion_mnist_is_read_from_its_idx_files(fashion, fashion_folder, no_package):
     data = datasets.load(settings("fashion_mnist", fashion_folder))
-    assert data.num_classes == 10
+    assert data.num_classes == len(set(data.class_names)) == 10
+    assert (data.class_names[0], data.class_names[9]) == ("T-shirt/top", "Ankle boot")
+    assert (data.train.name(3), data.eval.name(3)) == ("train example 3", "test example 3")
     assert_examples(data.train, *fashion["train"], step=7)
     assert_examples(data.eval, *fashion["test"])
 

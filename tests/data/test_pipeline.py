@@ -32,6 +32,9 @@ class Source:
         Image.fromarray(IMAGES[index]).save(buffer, "PNG")
         return buffer.getvalue(), int(LABELS[index])
 
+    def name(self, index):
+        return f"picture {index}"
+
 
 def settings(**changes):
     """Of 8 x 8 pixels, with the whole image as the patch unless `changes` say otherwise."""
