@@ -1,5 +1,6 @@
 """tf.data: from an order of examples to batches of uint8 images, read and decoded in parallel."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 from inception_jax.data import augment, order
 from inception_jax.data.order import Rows
 from inception_jax.data.source import Source
+from inception_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -32,6 +34,9 @@ def training(
       steps: which steps; starting at any of them costs nothing.
       config: `config.data`.
       seed: of the run.
+
+    Raises:
+      UserError: an example cannot be read or decoded.
     """
     train = augment.make_train(config, seed)
     sizes = config.train_sizes or (config.image_size,)
@@ -55,6 +60,9 @@ def evaluation(
       rows, local, steps: as in training; rows from order.evaluation.
       config: `config.data`.
       size: of images, in pixels a side; config.image_size if None.
+
+    Raises:
+      UserError: an example cannot be read or decoded.
     """
     size = size or config.image_size
     central_crop = augment.make_eval(config, size)
@@ -102,4 +110,25 @@ def _batches(source, rows, local, steps, make_image, sizes: Sequence[int]):
     )
     options = tf.data.Options()
     options.deterministic = True
-    yield from dataset.with_options(options).as_numpy_iterator()
+    step = steps.start
+    try:
+        for batch in dataset.with_options(options).as_numpy_iterator():
+            yield batch
+            step += 1
+    except tf.errors.OpError:
+        _find_unreadable(source, rows(step).example[local])
+        raise
+
+
+def _find_unreadable(source, examples):
+    """Raises UserError for the first example that cannot be read or decoded when tried again."""
+    for example in map(int, examples):
+        try:
+            augment.decode(source.read(example)[0])
+        except Exception as error:  # whatever a source or its libraries raise
+            # less the names of nodes and operations that TensorFlow puts around it
+            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))
+            raise UserError(
+                f"{source.name(example)} cannot be read: {' '.join(reason.split())}; put a whole"
+                " image in its place and start again with the same line"
+            ) from error

@@ -4,10 +4,12 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from configs import digits
 from inception_jax.data import order, pipeline
+from inception_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (10, 8, 8, 3), np.uint8)
@@ -34,6 +36,23 @@ class Source:
 
     def name(self, index):
         return f"picture {index}"
+
+
+class Unreadable(Source):
+    """Some of its pictures fail in reading, others in decoding, each so many times."""
+
+    def __init__(self, reading=(), decoding=(), times=99):
+        super().__init__()
+        self.reading, self.decoding = dict.fromkeys(reading, times), dict.fromkeys(decoding, times)
+
+    def read(self, index):
+        for failing, encoded in ((self.reading, None), (self.decoding, b"no image")):
+            if failing.get(index, 0):
+                failing[index] -= 1
+                if encoded is None:
+                    raise FileNotFoundError(2, "No such file", f"picture{index}.png")
+                return encoded, 0
+        return super().read(index)
 
 
 def settings(**changes):
@@ -191,3 +210,61 @@ def test_hosts_together_evaluate_every_image_once():
         if valid
     ]
     assert labels == LABELS.tolist()
+
+
+def until_error(batches):
+    """The batches that came, and what the error said."""
+    came = []
+    with pytest.raises(UserError) as caught:
+        came.extend(batches)
+    assert "\n" not in str(caught.value)
+    return came, str(caught.value)
+
+
+REASONS = {
+    "reading": "[Errno 2] No such file: 'picture{}.png'; put",
+    "decoding": "Unknown image file format. One of JPEG, ",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+@pytest.mark.parametrize("place", range(2, 10))
+def test_the_first_image_that_cannot_be_read_is_named_when_it_is_due(place, kind):
+    """Batches before it come; the last image of the epoch, which is bad as well, is due later."""
+    rows = order.training(10, 2, seed=0)  # five steps an epoch, so each example is in one of them
+    examples = np.concatenate([rows(step).example for step in range(5)]).tolist()
+    source = Unreadable(**{kind: (examples[place], examples[9])})
+    steps = range(1, 5)
+    batches = pipeline.training(source, rows, slice(0, 2), steps, settings(), seed=1)
+    came, text = until_error(batches)
+    assert [batch["example"].tolist() for batch in came] == [
+        examples[2 * step : 2 * step + 2] for step in range(1, place // 2)
+    ]
+    reason = REASONS[kind].format(examples[place])
+    assert text.startswith(f"picture {examples[place]} cannot be read: {reason}")
+    assert not any(noise in text for noise in ("{{", "Op:", "device", "Traceback"))
+
+
+def test_a_host_names_an_image_of_its_own_rows():
+    source = Unreadable(decoding=EXAMPLES[0])
+    batches = pipeline.training(source, listed, slice(2, 4), range(6), settings(), seed=1)
+    _, text = until_error(batches)
+    assert text.startswith(f"picture {EXAMPLES[0, 2]} ")
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_evaluation_names_an_image_that_cannot_be_read(kind):
+    rows = order.evaluation(10, 4)
+    batches = pipeline.evaluation(
+        Unreadable(**{kind: (9,)}), rows, slice(0, 4), range(3), settings()
+    )
+    came, text = until_error(batches)
+    assert [len(batch["label"]) for batch in came] == [4, 4]
+    assert text.startswith("picture 9 cannot be read: ")
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_what_fails_only_once_is_no_fault_of_an_image(kind):
+    source = Unreadable(**{kind: (EXAMPLES[1, 0],)}, times=1)
+    with pytest.raises(tf.errors.OpError):
+        train(range(6), source=source)
