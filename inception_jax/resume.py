@@ -35,13 +35,14 @@ FIXED = (
 )
 
 
-def compare(meta: dict, config, facts: dict[str, int], workdir) -> list[str]:
+def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> list[str]:
     """Lists what differs from the stored config, a line each.
 
     Args:
       meta: of the checkpoint.
       config: the given ConfigDict.
-      facts: num_classes and num_examples of the given data; meta has those of the stored.
+      facts: num_classes, num_examples and, if known, class_names of the given data; meta has those
+        of the stored.
       workdir: for messages.
 
     Raises:
@@ -57,15 +58,25 @@ def compare(meta: dict, config, facts: dict[str, int], workdir) -> list[str]:
                 f"the run in {workdir} has config.{name}={stored.get(name)}, not"
                 f" {given.get(name)}: take another --workdir, or set it back"
             )
-    for name, found in facts.items():
-        if meta[name] != found:
+    for name, found in _numbered(facts).items():
+        before = _numbered(meta).get(name, found)  # stored before there were names
+        if before != found:
             raise UserError(
-                f"the run in {workdir} has {name}={meta[name]}, the data {found}: take another"
+                f"the run in {workdir} has {name}={before}, the data {found}: take another"
                 " --workdir, or the data of before"
             )
     return [
         f"config.{name}: {stored.get(name)} before, {given.get(name)} now" for name in differing
     ]
+
+
+def _numbered(facts):
+    """The facts with each class's name by itself, so that a message has the one that differs."""
+    names = facts.get("class_names", ())
+    return {
+        **{name: facts[name] for name in ("num_classes", "num_examples")},
+        **{f"class_names[{label}]": name for label, name in enumerate(names)},
+    }
 
 
 def _spelt_out(config):

@@ -279,6 +279,7 @@ class Run:
             "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
             "images_per_second": step * self.config.batch_size / self.train_seconds,
             "wall_seconds": wall_seconds,
+            **self._class_names(),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": {"inception_jax": __version__, "python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -286,7 +287,12 @@ class Run:
         }
 
     def _facts(self):
-        return {"num_classes": self.data.num_classes, "num_examples": len(self.data.train)}
+        facts = {"num_classes": self.data.num_classes, "num_examples": len(self.data.train)}
+        return facts | self._class_names()
+
+    def _class_names(self):
+        names = self.data.class_names
+        return {} if names is None else {"class_names": list(names)}
 
     def _epoch(self, step):
         return float(step / self.prog.steps_per_epoch)

@@ -166,6 +166,23 @@ def test_other_data_are_refused(fact, before):
     assert str(caught.value).startswith(told)
 
 
+def test_classes_of_other_names_are_refused_by_the_first_that_differs():
+    """As many, so that nothing else would tell: the network's outputs would mean others."""
+    names = {"class_names": ["ant", "bee", "cat"]}
+    others = FACTS | {"class_names": ["ant", "dog", "cow"]}
+    with pytest.raises(UserError) as caught:
+        resume.compare(stored() | names, googlenet.get_config(), others, "runs/x")
+    told = "the run in runs/x has class_names[1]=bee, the data dog: take another --workdir"
+    assert str(caught.value).startswith(told)
+    assert resume.compare(stored() | names, googlenet.get_config(), FACTS | names, "runs/x") == []
+
+
+def test_runs_from_before_classes_had_names_go_on():
+    facts = FACTS | {"class_names": ["ant", "bee", "cat"]}
+    assert resume.compare(stored(), googlenet.get_config(), facts, "runs/x") == []
+    assert resume.compare(stored() | facts, googlenet.get_config(), FACTS, "runs/x") == []
+
+
 # What may differ has to leave the names and shapes of what is stored alone.
 STORED_ALIKE = [
     f for f in FIELDS.keys() - REFUSED if f.startswith(("model.", "loss.", "optim.", "schedule."))
