@@ -91,8 +91,10 @@ def get_config() -> ConfigDict:
     config.average.start_epochs = 0.0  # when it begins
 
     config.data = ConfigDict()
-    config.data.name = "imagenet2012"  # digits, fashion_mnist, any TFDS set with image and label
-    config.data.dir = "~/tensorflow_datasets"  # where TFDS sets or IDX files are; TFDS's default
+    # digits, fashion_mnist, image_folder, or any TFDS set with image and label
+    config.data.name = "imagenet2012"
+    # where TFDS sets, IDX files or an image folder's SPLIT/CLASS/* are; TFDS's default
+    config.data.dir = "~/tensorflow_datasets"
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.image_size = 224  # side in pixels; paper, section 5

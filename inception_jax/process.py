@@ -49,8 +49,9 @@ def quiet() -> None:
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
     os.environ["GRPC_VERBOSITY"] = "NONE"
     absl.logging.set_verbosity(absl.logging.FATAL)
-    # asyncio repeats what a failed save left behind, urllib3 every retry; the failure itself raises
-    for name in ("asyncio", "urllib3"):
+    # asyncio repeats what a failed save left behind, urllib3 every retry, Pillow what it does not
+    # like in a file; the failure itself raises
+    for name in ("asyncio", "urllib3", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
 

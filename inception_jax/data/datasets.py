@@ -1,7 +1,8 @@
 """What to read: data sets as random access to (encoded image, label), whatever lies beneath.
 
-A data set is a function from `config.data` to a Dataset. `digits` and `fashion_mnist` are our own;
-every other name is a TFDS classification set, on disk in a format that can be read by index.
+A data set is a function from `config.data` to a Dataset. `digits`, `fashion_mnist` and
+`image_folder` are our own; every other name is a TFDS classification set, on disk in a format that
+can be read by index.
 """
 
 import difflib
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from inception_jax.data import idx
+from inception_jax.data import idx, image_folder
 from inception_jax.data.source import Dataset, InMemory
 from inception_jax.errors import UserError
 
@@ -24,7 +25,8 @@ def load(config: ConfigDict) -> Dataset:
     """Opens the data set that `config.data` names.
 
     Raises:
-      UserError: the name is unknown, or the set or a split is not there; says where it looked.
+      UserError: the name is unknown, or the set or a split is not there; says where it looked. Or
+        an image folder holds something else than images of its classes.
     """
     return OWN.get(config.name, _tfds)(config)
 
@@ -33,8 +35,10 @@ def count_classes(config: ConfigDict) -> int:
     """The number of classes of the data set that `config.data` names, which need not be here.
 
     Raises:
-      UserError: it is a TFDS set that is neither here nor one whose classes are known.
+      UserError: it is neither here nor one whose classes are known.
     """
+    if config.name == "image_folder":  # without opening its images
+        return len(image_folder.class_names(config))
     return CLASSES.get(config.name) or load(config).num_classes
 
 
@@ -152,6 +156,7 @@ CLASSES = {"digits": 10, "fashion_mnist": 10, "imagenet2012": 1000}
 OWN: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
+    "image_folder": image_folder.load,
 }
 
 
