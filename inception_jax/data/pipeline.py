@@ -127,8 +127,8 @@ def _find_unreadable(source, examples):
             augment.decode(source.read(example)[0])
         except Exception as error:  # whatever a source or its libraries raise
             # less the names of nodes and operations that TensorFlow puts around it
-            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))
+            reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).split())
             raise UserError(
-                f"{source.name(example)} cannot be read: {' '.join(reason.split())}; put a whole"
-                " image in its place and start again with the same line"
+                f"{source.name(example)} cannot be read: {reason.rstrip('.')}; put a whole image in"
+                " its place and start again with the same line"
             ) from error
