@@ -46,12 +46,12 @@ def with_text(image, key, text):
     return encode(image, "PNG", pnginfo=info)
 
 
-def tiff(values, form, bits, order="<"):
+def tiff(values, form, bits, order="<", samples=1):
     """A grey TIFF written by hand; form is 1 for unsigned numbers, 2 for signed, 3 for floats."""
     data = values.astype(values.dtype.newbyteorder(order)).tobytes()
     height, width = values.shape
-    fields = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
-    fields |= {279: len(data), 339: form}
+    fields = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 278: height}
+    fields |= {277: samples, 279: len(data), 339: form}
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, v) for tag, v in fields.items())
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
     return start + data + struct.pack(f"{order}H", len(fields)) + entries + bytes(4)
@@ -371,9 +371,17 @@ TINY = ("--config.data.name=image_folder", "--config.data.eval_split=val", "--co
 def test_the_main_job_trains_on_a_folder_and_names_the_image_that_it_cannot_decode(
     run_main, tmp_path
 ):
-    """An odd file of each kind among the others; Pillow's warnings must not reach the terminal."""
+    """Nor may what Pillow warns of or logs about odd files reach the terminal."""
     folder, workdir = tmp_path / "pets", tmp_path / "run"
     names = ("ant", "bee", "cat")
+    arguments = (*TINY, f"--config.data.dir={folder}", f"--workdir={workdir}")
+
+    def fails():
+        process = run_main(*arguments, check=False)
+        assert process.returncode == 1
+        assert process.stderr.count("\n") == 1, process.stderr
+        return process.stderr
+
     for number, name in enumerate(names):
         shade = Image.new("RGB", (20, 24), (90 * number, 0, 0))
         fill(folder, {f"train/{name}/{i:02}.png": encode(shade, "PNG") for i in range(11)})
@@ -384,12 +392,12 @@ def test_the_main_job_trains_on_a_folder_and_names_the_image_that_it_cannot_deco
     whole = damaged.read_bytes()
     middle = whole.index(b"IDAT") + 9
     damaged.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
-    arguments = (*TINY, f"--config.data.dir={folder}", f"--workdir={workdir}")
+    odd = folder / "val" / "cat" / "odd.tiff"
+    odd.write_bytes(tiff(BITS_16, 1, 16, samples=99))
+    assert f"{odd} (not an image)" in fails()
 
-    failed = run_main(*arguments, check=False)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith(f"error: {damaged} cannot be read: ")
-    assert failed.stderr.count("\n") == 1
+    odd.unlink()
+    assert fails().startswith(f"error: {damaged} cannot be read: ")
 
     damaged.write_bytes(whole)
     process = run_main(*arguments)
@@ -400,5 +408,4 @@ def test_the_main_job_trains_on_a_folder_and_names_the_image_that_it_cannot_deco
 
     (folder / "train" / "cat").rename(folder / "train" / "dog")
     (folder / "val" / "cat").rename(folder / "val" / "dog")
-    renamed = run_main(*arguments, check=False)
-    assert "has class_names[2]=cat, the data dog: take another --workdir" in renamed.stderr
+    assert "has class_names[2]=cat, the data dog: take another --workdir" in fails()
