@@ -71,6 +71,9 @@ def get_config() -> ConfigDict:
     # in train_val.prototxt, no decay of biases and twice the rate.
     config.optim.decay_factors = ((".*/kernel", 1.0), (".*", 0.0))
     config.optim.rate_factors = ((".*/bias", 2.0), (".*", 1.0))
+    # Parameters whose whole name one of these regular expressions fits stay as they are, and the
+    # statistics of a batch norm with them where all of its parameters do: ("conv.*",)
+    config.optim.freeze = ()
     config.optim.clip_norm = 0.0  # of the gradient of all parameters together; 0: no clipping
     config.optim.max_filter_rms = 0.0  # of each convolution's filter, 0: any; Zeiler & Fergus 2013
     config.optim.betas = (0.9, 0.999)  # adamw, lamb; of rmsprop the second; Kingma & Ba 2015

@@ -103,7 +103,12 @@ def make_optimizer(config: ConfigDict, schedule, params) -> optax.GradientTransf
     Raises:
       UserError: a pattern of config fits no parameter, or a parameter none.
     """
-    decay_factors = factors("decay_factors", config.decay_factors, params)
+    # Else a frozen parameter's momentum would gather its decay, for when it is set free.
+    decay_factors = jax.tree.map(
+        lambda factor, still: 0.0 if still else factor,
+        factors("decay_factors", config.decay_factors, params),
+        _fitting(config.freeze, params),
+    )
     rate_factors = factors("rate_factors", config.rate_factors, params)
     beta1, beta2 = config.betas
     decay = optax.stateless(
@@ -172,7 +177,7 @@ def factors(field: str, patterns: Sequence[tuple[str, float]], params) -> Any:
     used = set()
 
     def factor(path, _):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _name(path)
         for number, (pattern, value) in enumerate(patterns):
             if re.fullmatch(pattern, name):
                 used.add(number)
@@ -184,17 +189,66 @@ def factors(field: str, patterns: Sequence[tuple[str, float]], params) -> Any:
 
     tree = jax.tree_util.tree_map_with_path(factor, params)
     for number, (pattern, _) in enumerate(patterns):
-        if number in used:
-            continue
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in _leaves(params)]
-        taken = any(re.fullmatch(pattern, name) for name in names)
-        why = "only parameters that patterns before it take" if taken else "no parameter"
-        raise UserError(
-            f"config.optim.{field}: the pattern {pattern!r} fits {why}; names are like"
-            f" {names[0]} and {names[-1]}"
-        )
+        if number not in used:
+            taken = any(re.fullmatch(pattern, name) for name in _names(params))
+            why = "only parameters that patterns before it take" if taken else "no parameter"
+            raise _useless(field, pattern, why, params)
     return tree
 
 
-def _leaves(tree):
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
+def frozen(patterns: Sequence[str], variables: dict[str, Any]) -> dict[str, Any]:
+    """Tells which variables training leaves alone.
+
+    Args:
+      patterns: `config.optim.freeze`.
+      variables: params and batch_stats, trees of anything.
+
+    Returns:
+      variables' structure, of bools: parameters whose whole name a pattern fits, and statistics
+      beside which all parameters are frozen.
+
+    Raises:
+      UserError: a pattern fits no parameter, or nothing would be left to train.
+    """
+    params = variables["params"]
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, name) for name in _names(params)):
+            raise _useless("freeze", pattern, "no parameter", params)
+    still = _fitting(patterns, params)
+    if all(jax.tree.leaves(still)):
+        raise UserError(
+            f"config.optim.freeze={tuple(patterns)} fits every parameter, so that there is nothing"
+            " to train: leave some out"
+        )
+
+    def beside(path, _):
+        module = still
+        for entry in path[:-1]:
+            module = module[entry.key]
+        return all(jax.tree.leaves(module))
+
+    statistics = jax.tree_util.tree_map_with_path(beside, variables["batch_stats"])
+    return {"params": still, "batch_stats": statistics}
+
+
+def _fitting(patterns, params):
+    """A tree of bools: whether one of the regular expressions fits a parameter's whole name."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.fullmatch(pattern, _name(path)) for pattern in patterns), params
+    )
+
+
+def _useless(field, pattern, why, params):
+    names = _names(params)
+    return UserError(
+        f"config.optim.{field}: the pattern {pattern!r} fits {why}; names are like {names[0]} and"
+        f" {names[-1]}"
+    )
+
+
+def _names(params):
+    return [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+
+def _name(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")

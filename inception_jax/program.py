@@ -63,6 +63,7 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
     eval_sizes = (config.data.image_size, *config.eval.sizes)
     _check_sizes(model, abstract, config, "data.train_sizes", train_sizes)
     _check_sizes(model, abstract, config, "eval.sizes", eval_sizes)
+    frozen = optim.frozen(config.optim.freeze, abstract)
     optimizer = optim.make_optimizer(config.optim, schedule, abstract["params"])
 
     def init():
@@ -82,6 +83,7 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         label_smoothing=config.loss.label_smoothing,
         accumulation=config.accumulation,
         update_average=update_average,
+        frozen=frozen,
     )
 
     def batch(count, size, **others):

@@ -48,8 +48,9 @@ def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> l
     Raises:
       UserError: a difference that cannot be resumed.
     """
-    # stored before there were these fields: one size
-    stored = {"data.train_sizes": [], "eval.sizes": []} | _spelt_out(meta["config"])
+    # stored before there were these fields: one size, every parameter trained
+    before = {"data.train_sizes": [], "eval.sizes": [], "optim.freeze": []}
+    stored = before | _spelt_out(meta["config"])
     given = _spelt_out(json.loads(config.to_json_best_effort()))
     differing = [name for name in given | stored if given.get(name) != stored.get(name)]
     for name in differing:

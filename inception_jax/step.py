@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from inception_jax import average
+from inception_jax.models import layers
 from inception_jax.rng import Stream, key
 
 Batch = dict[str, jax.Array]
+NOTHING = {"params": False, "batch_stats": False}
 
 
 @functools.partial(
@@ -84,6 +86,7 @@ def make_train_step(
     label_smoothing: float,
     accumulation: int,
     update_average: average.Update | None = None,
+    frozen: dict[str, Any] = NOTHING,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes train_step(state, batch) -> (state, metrics).
 
@@ -91,7 +94,8 @@ def make_train_step(
     each auxiliary head; label_smoothing is the share of every label that is spread evenly over all
     K classes (Szegedy et al. 2016, section 7). With accumulation > 1 the gradient is the mean over
     that many parts of the batch, computed one after another; batch statistics are then each part's
-    own. update_average, from average.make_update, follows each update.
+    own. update_average, from average.make_update, follows each update. What is frozen, as told by
+    optim.frozen, keeps its very bits.
 
     Metrics: loss, main_loss (both with smoothing) and top1, all of the training batch before the
     update; grad_norm, before clipping; param_norm, after the update; rate.
@@ -99,13 +103,17 @@ def make_train_step(
 
     def loss_fn(params, batch_stats, batch, dropout_key):
         images_BHWC = preprocess(batch, train=True)
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images_BHWC,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
+        params = jax.tree.map(
+            lambda still, p: jax.lax.stop_gradient(p) if still else p, frozen["params"], params
         )
+        with layers.keeping_statistics(frozen["batch_stats"]):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images_BHWC,
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
         labels_B = batch["label"]
 
         def cross_entropy(logits_BK):
@@ -152,7 +160,12 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         grads, batch_stats, metrics = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(
+            lambda still, old, new: old if still else new,
+            frozen["params"],
+            state.params,
+            optax.apply_updates(state.params, updates),
+        )
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
@@ -160,7 +173,17 @@ def make_train_step(
         }
         state = TrainState(state.step + 1, params, batch_stats, opt_state, state.average)
         if update_average:
+            mean = state.average["mean"]
             state.average = update_average(state.average, state.step, state.variables)
+            state.average["mean"] = jax.tree.map(
+                # where nothing changes, as the sum with 0 is not -0.0; a parameter that was frozen
+                # on a resume has an average that is on its way
+                lambda still, old, new, now: jnp.where(old == now, old, new) if still else new,
+                frozen,
+                mean,
+                state.average["mean"],
+                state.variables,
+            )
         return state, metrics
 
     return train_step

@@ -82,6 +82,10 @@ def _check_types(fields, known):
         if name in _PATTERNS:
             _check_patterns(name, value)
             continue
+        if name == "optim.freeze":
+            for pattern in value:
+                _check_expression(name, pattern)
+            continue
         numbers = value if wanted is tuple else (value,) if wanted is float else ()
         if not all(map(_finite, numbers)):
             raise UserError(f"config.{name} is {value!r}: it needs finite numbers")
@@ -110,14 +114,18 @@ def _check_patterns(name, pairs):
                     f"config.{name} is {pairs!r}: it must be pairs of a regular expression and a"
                     " factor, as in (('.*/bias', 2.0), ('.*', 1.0))"
                 )
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                f"config.{name}: {pattern!r} is not a regular expression: {error}"
-            ) from None
+        _check_expression(name, pattern)
         if factor < 0:
             raise UserError(f"config.{name}: the factor {factor} of {pattern!r} must be 0 or more")
+
+
+def _check_expression(name, pattern):
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise UserError(
+            f"config.{name}: {pattern!r} is not a regular expression: {error}"
+        ) from None
 
 
 def _check_numbers(fields):

@@ -393,6 +393,44 @@ def test_a_pattern_without_a_parameter_or_a_parameter_without_a_pattern_is_told(
     assert "\n" not in str(caught.value)
 
 
+NORM = {"params": {"a": {"conv": {"kernel": 0}, "bn": {"scale": 0, "bias": 0}}, "b": {"bias": 0}}}
+NORM["batch_stats"] = {"a": {"bn": {"mean": 0, "var": 0}}}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names", "statistics"),
+    [
+        ((), set(), False),
+        (("a/conv/kernel",), {"a/conv/kernel"}, False),
+        (("a/bn/.*",), {"a/bn/scale", "a/bn/bias"}, True),
+        ((".*/scale", "a/b./bias"), {"a/bn/scale", "a/bn/bias"}, True),
+        ((".*/scale", "b/bias"), {"a/bn/scale", "b/bias"}, False),
+        ((".*/bn/.*", "a/bn/scale"), {"a/bn/scale", "a/bn/bias"}, True),
+    ],
+)
+def test_statistics_are_frozen_where_scale_and_bias_are(patterns, names, statistics):
+    got = optim.frozen(patterns, NORM)
+    assert {name for name, still in flatten_dict(got["params"], sep="/").items() if still} == names
+    assert got["batch_stats"] == {"a": {"bn": {"mean": statistics, "var": statistics}}}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        (
+            ("a/.*", "bias"),
+            "freeze: the pattern 'bias' fits no parameter; names are like a/bn/bias",
+        ),
+        (("a/.*", ".*bias"), "freeze=('a/.*', '.*bias') fits every parameter, so that there is no"),
+    ],
+)
+def test_a_freeze_that_does_nothing_or_leaves_nothing_is_told(patterns, told):
+    with pytest.raises(UserError) as caught:
+        optim.frozen(patterns, NORM)
+    assert str(caught.value).startswith(f"config.optim.{told}")
+    assert "\n" not in str(caught.value)
+
+
 def test_numbers_mean_what_they_say_in_decimals():
     """0.2 in binary is a little more than a fifth: every stair would begin a step late."""
     stair = config(every_epochs=0.2).schedule  # 375 steps

@@ -148,9 +148,10 @@ def test_a_field_that_one_of_them_lacks_is_told():
     ]
 
 
-def test_runs_from_before_there_were_further_sizes_go_on():
+def test_runs_from_before_there_were_such_fields_go_on():
     meta = stored()
     del meta["config"]["data"]["train_sizes"], meta["config"]["eval"]["sizes"]
+    del meta["config"]["optim"]["freeze"]
     assert resume.compare(meta, googlenet.get_config(), FACTS, "runs/x") == []
     with pytest.raises(UserError, match=r"has config.eval.sizes=\[\], not \[1\]"):
         resume.compare(meta, given("eval.sizes"), FACTS, "runs/x")
@@ -206,6 +207,7 @@ def test_a_change_that_is_only_told_does_restore(optimiser, config):
         "schedule.name": "poly",
         "optim.decay_factors": ((".*/kernel", 2.0), (".*", 1.0)),
         "optim.rate_factors": ((".*", 3.0),),
+        "optim.freeze": (".*/bias",),
     }
     assert "optim.clip_norm" in told
     config.update_from_flattened_dict(told)

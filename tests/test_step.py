@@ -12,8 +12,9 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from inception_jax import average, program, sharding, step
-from inception_jax.models.layers import Logits
+from configs import googlenet
+from inception_jax import average, optim, program, sharding, step, validate
+from inception_jax.models.layers import Logits, Unit
 
 RATE = 0.5
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -33,7 +34,8 @@ class Linear(nn.Module):
         dense = functools.partial(nn.Dense, self.classes, param_dtype=self.dtype)
         x = x.reshape(len(x), -1).astype(self.dtype)
         if self.batch_norm:
-            x = nn.BatchNorm(not train, momentum=0.9, param_dtype=self.dtype, name="bn")(x)
+            norm = nn.BatchNorm(momentum=0.9, param_dtype=self.dtype, name="bn")
+            x = norm(x, use_running_average=not train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         names = [f"aux{n}" for n in range(self.heads)] if train else []
         return Logits(dense(name="main")(x), tuple(dense(name=name)(x) for name in names))
@@ -245,6 +247,133 @@ def test_an_update_takes_the_average_along_and_leaves_training_alone():
         np.testing.assert_array_equal(value, seen[1][name], err_msg=name)
         mean = (seen[0][name] + seen[1][name]) / 2
         np.testing.assert_allclose(flat(state.evaluated)[name], mean, rtol=1e-5, atol=1e-6)
+
+
+class Convolutions(nn.Module):
+    """Convolutions with batch norm, then a classifier; `layers` of them on what the others give."""
+
+    layers: tuple[str, ...]
+    evaluated: bool = False  # training as evaluation: what a frozen layer is to do
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        unit = Unit(1.0, jnp.float64, train and not self.evaluated, nn.initializers.he_normal())
+        unit = unit._replace(batch_norm=True)
+        for name in self.layers:
+            x = unit.conv(x, name, 5, 3, padding=1)
+        if self.evaluated:
+            return x
+        return Logits(unit.classify(x.mean((1, 2)), "last", 7))
+
+
+FROZEN = ("first/.*", "first_bn/.*")
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("name", validate.OPTIMISERS)
+def test_the_rest_trains_on_what_is_frozen_as_on_data(name, accumulation, x64):
+    """As if the frozen layer's output, with its running statistics, were the images; its bits stay.
+
+    With what else could move it: decay, a limit on filters, clipping, an average.
+    """
+    fields = {"name": name, "weight_decay": 0.05, "max_filter_rms": 0.05, "clip_norm": 0.5}
+    fields |= {"epsilon": 1e-2, "momentum_form": "caffe"}
+    config = googlenet.get_config().optim
+    config.update(fields)
+    update_average = average.make_update(
+        ConfigDict({"name": "plain", "start_epochs": 0.0, "decay": 0.5}), Fraction(1), 100
+    )
+
+    def train(model, variables, batches, freeze):
+        config.freeze = freeze
+        optimizer = optim.make_optimizer(config, lambda t: 0.1, variables["params"])
+        frozen = optim.frozen(freeze, variables)
+        options = {"accumulation": accumulation, "update_average": update_average, "frozen": frozen}
+        update = make(model, optimizer, **options)
+        state = step.init_state(variables, optimizer, averaged=True)
+        for batch in batches:
+            state, metrics = update(state, batch)
+        return metrics, flat(state.variables), flat(state.evaluated)
+
+    whole = Convolutions(("first", "second"))
+    variables = start(whole, 6).variables
+    variables["batch_stats"]["first_bn"]["mean"] -= 0.2
+    for tree in variables.values():
+        for module in tree.values():
+            for leaf in module:
+                module[leaf] = module[leaf].at[..., 0].set(-0.0 if leaf != "var" else 2.0)
+    batches = [make_batch(16, 6, seed=seed) for seed in range(3)]
+    metrics, *ours = train(whole, variables, batches, FROZEN)
+
+    features = [
+        batch | {"image": Convolutions(("first",), evaluated=True).apply(variables, batch["image"])}
+        for batch in batches
+    ]
+    rest = {
+        kind: {layer: leaves for layer, leaves in tree.items() if not layer.startswith("first")}
+        for kind, tree in variables.items()
+    }
+    expected, *theirs = train(Convolutions(("second",)), rest, features, ())
+    for metric in ("loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-10)
+    before = flat(variables)
+    for got, want in zip(ours, theirs, strict=True):  # what training has, then its average
+        assert got.keys() == before.keys()
+        for leaf, value in got.items():
+            if "first" in leaf:
+                assert value.tobytes() == before[leaf].tobytes(), leaf
+            else:
+                np.testing.assert_allclose(value, want[leaf], rtol=1e-9, atol=1e-12, err_msg=leaf)
+                assert not np.array_equal(value, before[leaf]), leaf
+
+
+def test_a_batch_norm_of_which_a_part_is_trained_goes_on_with_its_statistics():
+    model = Linear(batch_norm=True)
+    state, batch = start(model, 4), make_batch(8, 4)
+    for freeze, still in ((("bn/scale",), False), (("bn/.*",), True)):
+        after, _ = make(model, frozen=optim.frozen(freeze, state.variables))(state, batch)
+        np.testing.assert_array_equal(after.params["bn"]["scale"], state.params["bn"]["scale"])
+        for name, value in after.batch_stats["bn"].items():
+            assert np.array_equal(value, state.batch_stats["bn"][name]) == still
+
+
+def test_freezing_saves_the_backward_pass_below(x64):
+    """Of two convolutions that is three of five: two forward, and of the upper one its kernel's."""
+    model = Convolutions(("first", "second"))
+    state, batch = start(model, 6), make_batch(8, 6)
+
+    def convolutions(freeze):
+        update = make(model, frozen=optim.frozen(freeze, state.variables))
+        return str(jax.make_jaxpr(update.__wrapped__)(state, batch)).count("conv_general_dilated[")
+
+    assert (convolutions(()), convolutions(FROZEN)) == (5, 3)
+
+
+def test_a_parameter_frozen_on_a_resume_leaves_its_momentum_and_its_average_on_their_way(x64):
+    """The momentum falls without a gradient or a decay; the average goes on towards it."""
+    model = Linear(dtype=jnp.float64)
+    config = googlenet.get_config().optim
+    config.update({"weight_decay": 0.1, "freeze": ("main/kernel",)})
+    state, batch = start(model, 4), make_batch(8, 4)
+    optimizer = optim.make_optimizer(config, lambda t: 0.1, state.params)
+    update = make(
+        model,
+        optimizer,
+        frozen=optim.frozen(config.freeze, state.variables),
+        update_average=average.make_update(
+            ConfigDict({"name": "plain", "start_epochs": 0.0, "decay": 0.5}), Fraction(1), 100
+        ),
+    )
+    state = step.init_state(state.variables, optimizer, averaged=True)
+    state.step = jnp.int32(1)
+    state.average = average.start(jax.tree.map(jnp.zeros_like, state.variables))
+    state.opt_state = jax.tree.map(jnp.ones_like, state.opt_state)
+    after, _ = update(state, batch)
+    kernel = state.params["main"]["kernel"]
+    np.testing.assert_allclose(after.evaluated["params"]["main"]["kernel"], kernel / 2, rtol=1e-12)
+    momenta = [leaf for leaf in jax.tree.leaves(after.opt_state) if leaf.shape == kernel.shape]
+    assert len(momenta) == 1
+    np.testing.assert_allclose(momenta[0], 0.9, rtol=1e-12)
 
 
 def test_padding_of_any_content_leaves_the_sums_alone():

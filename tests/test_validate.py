@@ -41,6 +41,7 @@ RULES = {
     "optim.name": (["sgd", "rmsprop", "lars", "adamw", "lamb"], ["", "adam"]),
     "optim.decay_factors": (PATTERNS, NO_PATTERNS),
     "optim.rate_factors": (PATTERNS, NO_PATTERNS),
+    "optim.freeze": ([(), ("a|b", ".*")], [("(",), (5,), (".*", None)]),
     "optim.clip_norm": ([0.0], [-TINY, float("inf")]),
     "optim.max_filter_rms": ([0.0], [-TINY, float("inf")]),
     "optim.betas": ([(0.0, 1 - TINY)], [(-TINY, 0.9), (0.9, 1.0), (0.9,)]),
@@ -113,7 +114,11 @@ def test_values_up_to_a_boundary_are_accepted(field, value):
 def test_values_past_a_boundary_are_refused_by_name_and_value(field, value):
     text = message(changed(field, value))
     assert f"config.{field}" in text
-    assert str(value[0][0] if field.endswith("factors") else value) in text
+    if field.endswith("factors"):
+        value = value[0][0]
+    elif field == "optim.freeze":
+        value = value[-1]
+    assert str(value) in text
 
 
 def test_every_number_of_a_config_has_a_rule():

@@ -5,6 +5,7 @@ Shape suffixes, here and everywhere in the project:
 """
 
 import bisect
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -67,13 +68,12 @@ class Unit(NamedTuple):
         )(x_BHWC)
         if self.batch_norm:
             x_BHWC = nn.BatchNorm(
-                use_running_average=not self.train,
                 momentum=0.9,  # short runs need a short memory
                 epsilon=self.batch_norm_epsilon,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype(),
                 name=f"{name}_bn",
-            )(x_BHWC)
+            )(x_BHWC, use_running_average=not self.train)
         return nn.relu(x_BHWC)
 
     def hidden(self, x_BF, name, features, bias=0.0):
@@ -105,6 +105,24 @@ class Unit(NamedTuple):
             bias_init=nn.initializers.constant(bias),
             name=name,
         )(x_BF)
+
+
+def keeping_statistics(frozen) -> contextlib.AbstractContextManager:
+    """Makes some batch norms do in training what they do in evaluation, while the context lasts.
+
+    Args:
+      frozen: a tree like batch_stats, of bools: whose running statistics are taken, and kept.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(frozen)
+    norms = {tuple(entry.key for entry in path[:-1]) for path, still in leaves if still}
+
+    def intercept(call, args, kwargs, context):
+        module = context.module
+        if isinstance(module, nn.BatchNorm) and module.path in norms:
+            kwargs = kwargs | {"use_running_average": True}
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
 
 
 def check_width(width: float, channels: dict[str, int]) -> None:
