@@ -6,7 +6,7 @@ Not a recipe of its own: configs/digits.py is the smallest one. Sources:
              quick_solver.prototxt
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference, config_dict
 
 # What can be chosen of one network or several, with the published value of the first.
 MODEL_FIELDS = {
@@ -44,6 +44,11 @@ def get_config() -> ConfigDict:
     config.batch_size = 32  # images per step over all devices; reference: train_val.prototxt
     config.accumulation = 1  # parts that a batch is computed in, one after another
     config.epochs = 60.0  # reference: quick_solver.prototxt, 2.4 M iterations of 32 images
+    # A folder of imported weights, or the workdir of a run, that training starts from. Its network
+    # (all of config.model but dtype and dropouts) and the preparation of its pixels (image_size,
+    # eval_resize, mean, std of config.data) come with it, unless the command line says otherwise.
+    # Classifiers are new where the number of classes is another. "": none; None: to be given
+    config.init_from = FieldReference("")
 
     config.model = ConfigDict()
     config.model.name = "googlenet"  # alexnet, zfnet, zfnet512, vgg11 to vgg19, sppnet

@@ -18,20 +18,24 @@ goes on with the next step.
 """
 
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from inception_jax import workdir
 from inception_jax.errors import UserError
+from inception_jax.names import name_of
 
 CHECKSUMS = "checksums.json"
 META = "meta.json"
@@ -67,7 +71,7 @@ class Checkpoints:
           UserError: there are checkpoints, and all of them are damaged.
         """
         damaged = {}
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             folder = self.folder / str(step)
             problem = verify(folder)
             if problem is None:
@@ -173,14 +177,15 @@ class Checkpoints:
             self._error = (step, error)
 
     def _prune(self, best):
-        steps = self._steps()
+        steps = self.steps()
         for step in steps[: -self._keep]:
             if step != best:
                 doomed = self._unfinished / f"{step}.deleted"
                 (self.folder / str(step)).rename(doomed)
                 _remove(doomed)
 
-    def _steps(self):
+    def steps(self) -> list[int]:
+        """Those of which there are checkpoints, whole or damaged, in order."""
         if not self.folder.is_dir():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
@@ -189,7 +194,7 @@ class Checkpoints:
         # tensorstore's messages are long; the system's reason stands before the error code
         told = re.search(r": ([^:]+) \[os_error_code", str(error))
         reason = told[1] if told else getattr(error, "strerror", None) or str(error)
-        last = self._steps()[-1:]
+        last = self.steps()[-1:]
         kept = f"the newest checkpoint is {last[0]}" if last else "there is no checkpoint yet"
         return UserError(
             f"could not save checkpoint {step} to {self.folder}: {reason}; {kept}. Make room or"
@@ -217,14 +222,27 @@ def verify(folder: Path) -> str | None:
     return None
 
 
+def read(found: Found, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Reads some arrays of a whole checkpoint onto the host; names are those of describe."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        *groups, last = name.split("/")
+        functools.reduce(lambda group, key: group.setdefault(key, {}), groups, tree)[last] = 0
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.restore(
+            (found.folder / "state").absolute(),
+            args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True),
+        )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(stored)
+    return {name_of(path): leaf for path, leaf in leaves}
+
+
 def describe(tree) -> dict[str, str]:
     """Names every array of a tree: path -> dtype[shape]."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        )
-        for path, leaf in leaves
+        name_of(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves
     }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `--config=FILE[:ARGUMENT]` and `--config.FIELD=VALUE`.
+"""The command line: `--config=FILE[:ARGUMENT]` or a folder, and `--config.FIELD=VALUE`.
 
 Reading a config imports neither jax nor TensorFlow, so a mistake in one is told at once. absl and
 ml_collections parse flags and values; their tracebacks and exit codes are replaced by UserErrors.
@@ -7,6 +7,7 @@ ml_collections parse flags and values; their tracebacks and exit codes are repla
 import difflib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import traceback
@@ -16,10 +17,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs import googlenet
 from inception_jax.errors import UserError
 
 HELP = """\
-  --config=FILE[:ARGUMENT]  the recipe: a Python file with get_config(); ARGUMENT is handed to it
+  --config=FILE[:ARGUMENT]  the recipe: a Python file with get_config(); ARGUMENT is handed to it.
+                            Or a folder with the config.json of a run
   --config.FIELD=VALUE      change one field of it, as in --config.schedule.rate=0.02; None sets a
                             field of the network back to what was published
 """
@@ -82,15 +85,24 @@ def source_of(argv: list[str]) -> str:
     return given[-1] if given else ""
 
 
+def given(argv: list[str]) -> set[str]:
+    """Returns the names of the fields that a command line sets."""
+    names = [arg.lstrip("-").partition("=")[0] for arg in _join_values(argv) if arg.startswith("-")]
+    return {name.partition(".")[2] for name in names if name.startswith(("config.", "noconfig."))}
+
+
 def load(source: str) -> ConfigDict:
-    """Runs get_config() of a config file.
+    """Runs get_config() of a config file, or reads what is stored in a folder.
 
     Args:
-      source: FILE or FILE:ARGUMENT.
+      source: FILE, FILE:ARGUMENT or FOLDER.
 
     Raises:
-      UserError: the file is missing, does not run, has no get_config() or returns no ConfigDict.
+      UserError: the file is missing, does not run, has no get_config() or returns no ConfigDict;
+        the folder has no config.
     """
+    if os.path.isdir(source):
+        return read(source)
     path, _, argument = source.partition(":")
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
@@ -120,6 +132,42 @@ def load(source: str) -> ConfigDict:
             f"get_config() of {path} returned {type(config).__name__}: it must return a ConfigDict"
         )
     return config.lock()
+
+
+def read(folder: str) -> ConfigDict:
+    """Reads the config of a run's workdir, or of imported weights.
+
+    Fields that are younger than it have their defaults.
+
+    Raises:
+      UserError: there is none, or one that this version cannot read.
+    """
+    file = os.path.join(os.path.expanduser(folder), "config.json")
+    config = googlenet.get_config()
+    known = dict(flatten(config))
+    try:
+        with open(file) as opened:
+            stored = dict(flatten(json.load(opened)))
+    except OSError as error:
+        raise UserError(
+            f"{folder} is neither the workdir of a run nor imported weights: {file}:"
+            f" {error.strerror}"
+        ) from None
+    except (ValueError, AttributeError):  # no JSON, or no fields
+        raise UserError(f"{file} is not the config of a run: restore it from a copy") from None
+    for name, value in stored.items():
+        if name not in known:
+            raise UserError(
+                f"{file} has config.{name}, which nothing here reads: it is of another version"
+            )
+        try:
+            config.update_from_flattened_dict({name: _as_tuples(value)})
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{file} has config.{name}={value!r}, which is of a wrong type: restore it from a"
+                " copy"
+            ) from None
+    return config
 
 
 def choose(field: str, value: str, known: Iterable[str]) -> None:
@@ -167,11 +215,7 @@ class _user_code:
 
 def _check_fields(argv, config):
     fields = dict(flatten(config))
-    for arg in argv[1:]:
-        name = arg.lstrip("-").partition("=")[0]
-        if not arg.startswith("-") or not name.startswith(("config.", "noconfig.")):
-            continue
-        name = name.partition(".")[2]
+    for name in sorted(given(argv)):
         if name in fields:
             continue
         if any(field.startswith(f"{name}.") for field in fields):
@@ -197,6 +241,10 @@ def _join_values(argv):
             arg = f"{arg}={rest.pop(0)}"
         joined.append(arg)
     return joined
+
+
+def _as_tuples(value):
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _nearest(word, known, prefix=""):

@@ -77,25 +77,38 @@ class Console:
 
     def summary(self, results: dict, workdir) -> None:
         """Prints the table that ends a run."""
-        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=False, title="Results")
         best = results["best"]
-        rows = {
-            f"{told} {where}".rstrip(): f"{results[name + end]:.4f}"
-            for end, where in _sizes(results).items()
-            for told, name in (("top-1", "top1"), ("top-5", "top5"), ("loss", "loss"))
-        }
+        rows = _numbers(results)
         rows["top-1"] += f"  (best {best['top1']:.4f} at step {best['step']})"
         rows |= {
-            "images evaluated": f"{results['examples']:,}",
             "steps": f"{results['step']:,}  ({results['epoch']:.1f} epochs)",
             "parameters": f"{results['parameters']:,}",
             "images/s in training": f"{results['images_per_second']:,.0f}",
             "wall time": _duration(results["wall_seconds"]),
             "results": str(workdir / "results.json"),
         }
+        self._table("Results", rows)
+
+    def evaluated(self, results: dict, folder) -> None:
+        """Prints the table that an evaluation alone makes."""
+        rows = _numbers(results) | {"checkpoint": f"{results['step']} in {folder}"}
+        self._table("Evaluation", rows)
+
+    def _table(self, title, rows):
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=False, title=title)
         for name, value in rows.items():
             table.add_row(name, value)
         self._rich.print(table)
+
+
+def _numbers(results):
+    """The rows of a table that say how good it is."""
+    rows = {
+        f"{told} {where}".rstrip(): f"{results[name + end]:.4f}"
+        for end, where in _sizes(results).items()
+        for told, name in (("top-1", "top1"), ("top-5", "top5"), ("loss", "loss"))
+    }
+    return rows | {"images evaluated": f"{results['examples']:,}"}
 
 
 def _sizes(row):

@@ -1,12 +1,37 @@
-"""Exact evaluation: every image of the split counts once, whatever the batch and the devices."""
+"""Exact evaluation: every image of the split counts once, whatever the batch and the devices.
 
+python -m inception_jax.evaluate runs/digits
+python -m inception_jax.evaluate runs/digits --config.eval.sizes=24, --format=json
+
+The folder is the workdir of a run or holds imported weights; what is evaluated is its newest whole
+checkpoint, on the evaluation split of its own config. Nothing is written.
+"""
+
+import json
+import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import jax
+from absl import flags
+
+from inception_jax import config as config_lib
+from inception_jax import process, validate
+from inception_jax.errors import UserError
+
+FORMATS = ("table", "json")
+FLAGS_HELP = """\
+  DIR                       the folder; comes first
+  --config.FIELD=VALUE      change one field of its config, as in --config.eval.batch_size=32
+  --format=table|json       what to print; table if not given
+"""
+
+
+class Stopped(Exception):
+    """Evaluation was interrupted."""
 
 
 def evaluate(
-    eval_step: Callable, state, batches: Iterable[dict[str, jax.Array]], examples: int
+    eval_step: Callable, state, batches: Iterable[dict[str, Any]], examples: int
 ) -> dict[str, float]:
     """Sums eval_step over batches.
 
@@ -22,6 +47,8 @@ def evaluate(
     Raises:
       RuntimeError: the batches did not hold every image once.
     """
+    import jax
+
     totals = {"top1": 0, "top5": 0, "loss": 0.0, "examples": 0}
     for batch in batches:
         sums = jax.device_get(eval_step(state, batch))
@@ -30,3 +57,108 @@ def evaluate(
         raise RuntimeError(f"counted {totals['examples']} images of {examples}")
     result = {name: totals[name] / examples for name in ("top1", "top5", "loss")}
     return result | {"examples": examples}
+
+
+def at_every_size(
+    evaluation, state, source, data_config, interrupted: Callable[[], Any] = lambda: False
+) -> dict[str, float]:
+    """Evaluates with images of each of the sizes that there are to be.
+
+    Args:
+      evaluation: a program.Evaluation or program.Program.
+      state: a TrainState.
+      source: the split.
+      data_config: `config.data`.
+      interrupted: asked before each batch.
+
+    Returns:
+      What evaluate returns, at data_config.image_size; and top1_SIZE, top5_SIZE and loss_SIZE of
+      the further sizes.
+
+    Raises:
+      Stopped: interrupted() was true.
+    """
+    from inception_jax import sharding
+    from inception_jax.data import order, pipeline
+
+    def batches(size, count):
+        for batch in pipeline.evaluation(
+            source,
+            order.evaluation(len(source), count),
+            sharding.local_rows(count),
+            range(-(-len(source) // count)),
+            data_config,
+            size,
+        ):
+            if interrupted():
+                raise Stopped
+            yield sharding.place_batch(batch, evaluation.mesh)
+
+    row: dict[str, float] = {}
+    for size, batch in evaluation.eval_batch.items():
+        placed = batches(size, len(batch["label"]))
+        result = evaluate(evaluation.eval_step, state, placed, len(source))
+        if row:
+            result = {f"{name}_{size}": result[name] for name in ("top1", "top5", "loss")}
+        row |= result
+    return row
+
+
+@process.command(__doc__, FLAGS_HELP)
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    if len(argv) < 2 or argv[1].startswith("-"):
+        raise UserError(
+            "no folder given: the workdir of a run, or imported weights, comes first, as in"
+            " python -m inception_jax.evaluate runs/digits"
+        )
+    folder, rest = argv[1], argv[2:]
+    if config_lib.source_of(argv):
+        raise UserError(
+            f"--config={config_lib.source_of(argv)}: the config is that of {folder}; change fields"
+            " of it with --config.FIELD=VALUE"
+        )
+    config_lib.read(folder)  # else a folder that is not there would be called a config file
+    values, config = config_lib.parse(
+        [argv[0], f"--config={folder}", *rest],
+        lambda f: flags.DEFINE_string("format", "table", "", flag_values=f),
+    )
+    if values.format not in FORMATS:
+        raise UserError(f"--format is {values.format!r}; known: {', '.join(FORMATS)}")
+    validate.check(config)
+    process.quiet()
+
+    import jax
+    import numpy as np
+
+    from inception_jax import program, sharding, step, transfer
+    from inception_jax.console import Console
+    from inception_jax.data import datasets
+
+    if config.model.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    found, lines = transfer.newest(folder)
+    data = datasets.load(config.data)
+    if data.num_classes != found.meta["num_classes"]:
+        raise UserError(
+            f"{folder} was trained for {found.meta['num_classes']} classes, the data"
+            f" {config.data.name} have {data.num_classes}: set config.data to data of its classes"
+        )
+    evaluation = program.make_evaluation(config, sharding.make_mesh(config.mesh), data.num_classes)
+    arrays, more = transfer.read(found, evaluation.variables, data.num_classes)
+    for line in (*lines, *more):
+        print(line, file=sys.stderr)
+    # heads that the weights lack do nothing in evaluation
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), evaluation.variables)
+    variables = program.replace(zeros, arrays)
+    state = step.TrainState(step=found.step, opt_state=(), **variables)
+    state = jax.device_put(state, sharding.replicated(evaluation.mesh))
+    results = {"step": found.step} | at_every_size(evaluation, state, data.eval, config.data)
+    if values.format == "json":
+        print(json.dumps(results, indent=1))
+    else:
+        Console().evaluated(results, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

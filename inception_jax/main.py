@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from inception_jax import config as config_lib
-from inception_jax import process, validate
+from inception_jax import init_from, process, validate
 
 FLAGS_HELP = """\
   --workdir=DIR             checkpoints, metrics and results; runs/CONFIG if not given. A run that
@@ -27,8 +27,9 @@ def main(argv: list[str]) -> None:
     values, config = config_lib.parse(
         argv, lambda f: flags.DEFINE_string("workdir", None, "", flag_values=f)
     )
-    validate.check(config)
     workdir = Path(values.workdir or _default_workdir(argv)).expanduser()
+    taken = init_from.adopt(config, config_lib.given(argv), workdir)
+    validate.check(config)
 
     signals = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> None:
     from inception_jax.console import Console
 
     console = Console()
+    if taken:
+        console.line(taken)
     step, results = train.train(config, workdir, lambda: signals[0] if signals else None, console)
     if results is None:
         where = f"at step {step}, which is saved" if step else "before the first step"

@@ -18,6 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from inception_jax.errors import UserError
+from inception_jax.names import name_of
 
 
 def make_schedule(
@@ -177,7 +178,7 @@ def factors(field: str, patterns: Sequence[tuple[str, float]], params) -> Any:
     used = set()
 
     def factor(path, _):
-        name = _name(path)
+        name = name_of(path)
         for number, (pattern, value) in enumerate(patterns):
             if re.fullmatch(pattern, name):
                 used.add(number)
@@ -234,7 +235,7 @@ def frozen(patterns: Sequence[str], variables: dict[str, Any]) -> dict[str, Any]
 def _fitting(patterns, params):
     """A tree of bools: whether one of the regular expressions fits a parameter's whole name."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(re.fullmatch(pattern, _name(path)) for pattern in patterns), params
+        lambda path, _: any(re.fullmatch(pattern, name_of(path)) for pattern in patterns), params
     )
 
 
@@ -247,8 +248,4 @@ def _useless(field, pattern, why, params):
 
 
 def _names(params):
-    return [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-
-
-def _name(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return [name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]

@@ -14,6 +14,16 @@ from ml_collections import ConfigDict
 from inception_jax import average, models, optim, sharding, step
 from inception_jax.data import device
 from inception_jax.errors import UserError
+from inception_jax.names import name_of
+
+
+class Evaluation(NamedTuple):
+    """What evaluation needs of a run."""
+
+    mesh: Mesh
+    variables: Any  # params and batch_stats, of ShapeDtypeStructs
+    eval_step: Any  # jitted: (state, batch) -> sums
+    eval_batch: dict[int, dict[str, jax.ShapeDtypeStruct]]  # the first is config.data.image_size
 
 
 class Program(NamedTuple):
@@ -23,7 +33,7 @@ class Program(NamedTuple):
     total_steps: int
     steps_per_epoch: Fraction
     schedule: Callable  # number of updates made -> rate
-    init: Any  # jitted: () -> state
+    init: Any  # jitted: (arrays by name, to start from; none if left out) -> state
     train_step: Any  # jitted: (state, donated; batch) -> (state, metrics)
     eval_step: Any  # jitted: (state, batch) -> sums
     state: Any  # TrainState of ShapeDtypeStructs with shardings
@@ -45,8 +55,8 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         fit, the batch cannot be split so, a pattern of `config.optim` fits no parameter, or the
         average would begin after the end.
     """
+    evaluation = make_evaluation(config, mesh, num_classes)
     model = models.build(config.model, num_classes)
-    model.check(config.data.image_size)
     sharding.check_batch("batch_size", config.batch_size, config.accumulation, mesh)
 
     steps_per_epoch = Fraction(num_examples, config.batch_size)
@@ -55,19 +65,16 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
     update_average = average.make_update(config.average, steps_per_epoch, total_steps)
     preprocess = device.make_preprocess(config.data, config.seed)
 
-    def init_variables():
-        return step.init_variables(model, config.data.image_size, config.seed)
-
-    abstract = jax.eval_shape(init_variables)
+    abstract = evaluation.variables
     train_sizes = config.data.train_sizes or (config.data.image_size,)
-    eval_sizes = (config.data.image_size, *config.eval.sizes)
     _check_sizes(model, abstract, config, "data.train_sizes", train_sizes)
-    _check_sizes(model, abstract, config, "eval.sizes", eval_sizes)
     frozen = optim.frozen(config.optim.freeze, abstract)
     optimizer = optim.make_optimizer(config.optim, schedule, abstract["params"])
 
-    def init():
-        return step.init_state(init_variables(), optimizer, averaged=update_average is not None)
+    def init(given=None):
+        drawn = step.init_variables(model, config.data.image_size, config.seed)
+        variables = replace(drawn, given or {})
+        return step.init_state(variables, optimizer, averaged=update_average is not None)
 
     everywhere, split = sharding.replicated(mesh), sharding.over_batch(mesh)
     state = jax.tree.map(
@@ -86,17 +93,6 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         frozen=frozen,
     )
 
-    def batch(count, size, **others):
-        fields = {"image": ((count, size, size, 3), jnp.uint8), "label": ((count,), jnp.int32)}
-        fields |= {name: ((count,), dtype) for name, dtype in others.items()}
-        return {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
-            for name, (shape, dtype) in fields.items()
-        }
-
-    # Padded and masked, so its size need only fit the devices; it changes no result.
-    devices = mesh.shape["data"]
-    eval_count = -(-config.eval.batch_size // devices) * devices
     return Program(
         mesh=mesh,
         total_steps=total_steps,
@@ -116,18 +112,67 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
             out_shardings=everywhere,
             donate_argnums=0,
         ),
-        eval_step=jax.jit(
-            step.make_eval_step(model, preprocess),
-            in_shardings=(everywhere, split),
-            out_shardings=everywhere,
-        ),
+        eval_step=evaluation.eval_step,
         state=state,
         train_batch={
-            size: batch(config.batch_size, size, epoch=jnp.int32, example=jnp.int32)
+            size: _batch(mesh, config.batch_size, size, epoch=jnp.int32, example=jnp.int32)
             for size in train_sizes
         },
-        eval_batch={size: batch(eval_count, size, valid=jnp.bool_) for size in eval_sizes},
+        eval_batch=evaluation.eval_batch,
     )
+
+
+def make_evaluation(config: ConfigDict, mesh: Mesh, num_classes: int) -> Evaluation:
+    """Assembles what evaluates a network; compiles nothing yet.
+
+    Args:
+      config: the whole config.
+      mesh: from sharding.make_mesh.
+      num_classes: K.
+
+    Raises:
+      UserError: the images are too small for the network, or of sizes that its parameters do not
+        fit.
+    """
+    model = models.build(config.model, num_classes)
+    model.check(config.data.image_size)
+    variables = jax.eval_shape(
+        lambda: step.init_variables(model, config.data.image_size, config.seed)
+    )
+    sizes = (config.data.image_size, *config.eval.sizes)
+    _check_sizes(model, variables, config, "eval.sizes", sizes)
+    # Padded and masked, so its size need only fit the devices; it changes no result.
+    devices = mesh.shape["data"]
+    count = -(-config.eval.batch_size // devices) * devices
+    return Evaluation(
+        mesh=mesh,
+        variables=variables,
+        eval_step=jax.jit(
+            step.make_eval_step(model, device.make_preprocess(config.data, config.seed)),
+            in_shardings=(sharding.replicated(mesh), sharding.over_batch(mesh)),
+            out_shardings=sharding.replicated(mesh),
+        ),
+        eval_batch={size: _batch(mesh, count, size, valid=jnp.bool_) for size in sizes},
+    )
+
+
+def replace(variables: Any, given: dict[str, Any]) -> Any:
+    """Puts given arrays in the place of those of their names, in the dtypes of these."""
+
+    def leaf(path, drawn):
+        name = name_of(path)
+        return given[name].astype(drawn.dtype) if name in given else drawn
+
+    return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+def _batch(mesh, count, size, **others):
+    fields = {"image": ((count, size, size, 3), jnp.uint8), "label": ((count,), jnp.int32)}
+    fields |= {name: ((count,), dtype) for name, dtype in others.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.over_batch(mesh))
+        for name, (shape, dtype) in fields.items()
+    }
 
 
 def _check_sizes(model, variables, config, field, sizes: Sequence[int]):

@@ -12,6 +12,7 @@ from inception_jax.errors import UserError
 # earlier ones.
 FIXED = (
     "seed",
+    "init_from",
     "batch_size",
     "model.name",
     "model.dtype",
@@ -48,8 +49,13 @@ def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> l
     Raises:
       UserError: a difference that cannot be resumed.
     """
-    # stored before there were these fields: one size, every parameter trained
-    before = {"data.train_sizes": [], "eval.sizes": [], "optim.freeze": []}
+    if "source" in meta:
+        raise UserError(
+            f"{workdir} holds imported weights, not a run: start one from them with"
+            f" --config.init_from={workdir} and another --workdir"
+        )
+    # stored before there were these fields: one size, from the start, every parameter trained
+    before = {"data.train_sizes": [], "eval.sizes": [], "init_from": "", "optim.freeze": []}
     stored = before | _spelt_out(meta["config"])
     given = _spelt_out(json.loads(config.to_json_best_effort()))
     differing = [name for name in given | stored if given.get(name) != stored.get(name)]

@@ -12,7 +12,16 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from inception_jax import __version__, evaluate, process, program, resume, sharding, workdir
+from inception_jax import (
+    __version__,
+    evaluate,
+    process,
+    program,
+    resume,
+    sharding,
+    transfer,
+    workdir,
+)
 from inception_jax.checkpoint import Checkpoints
 from inception_jax.console import Console
 from inception_jax.data import datasets, order, pipeline
@@ -20,10 +29,6 @@ from inception_jax.errors import UserError
 from inception_jax.metrics import Mark, MetricsLog
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
-
-
-class Stopped(Exception):
-    """A signal came while something that can be done again was under way."""
 
 
 def train(
@@ -49,10 +54,9 @@ def train(
     data = datasets.load(config.data)
     mesh = sharding.make_mesh(config.mesh)
     prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
-    with workdir.hold(folder):
-        run = Run(config, folder, data, prog, stop, console)
-        with run.closing:
-            return run.run()
+    run = Run(config, folder, data, prog, stop, console)
+    with workdir.hold(folder), run.closing:
+        return run.run()
 
 
 class Run:
@@ -67,6 +71,7 @@ class Run:
         self.closing = contextlib.ExitStack()
         self.closing.callback(self.checkpoints.wait)
         self.config_json = json.loads(config.to_json_best_effort())
+        self.given = self._given()
         self.state = None
         self.evaluation: dict = {}  # the newest one
         self.best: dict = {}  # the one with the highest top-1
@@ -99,6 +104,16 @@ class Run:
         self.console.summary(results, self.folder)
         return step, results
 
+    def _given(self):
+        """Arrays that a new run starts from; before anything is written, as they may not fit."""
+        if not self.config.init_from or self.checkpoints.steps():
+            return {}
+        found, damaged = transfer.newest(self.config.init_from)
+        given, changes = transfer.read(found, self.prog.state.variables, self.data.num_classes)
+        for line in (*damaged, *changes):
+            self.console.line(line)
+        return given
+
     def _resume(self):
         found, damaged = self.checkpoints.find_newest()
         if found is None:
@@ -110,7 +125,8 @@ class Run:
             self.checkpoints.clean({})
             warning = self.log.open(None)
             self.console.line(f"new run in {self.folder}")
-            self.state = self.prog.init()
+            self.state = self.prog.init(self.given)
+            self.given = {}
             step = 0
         else:
             step, meta = found.step, found.meta
@@ -220,12 +236,12 @@ class Run:
     def _evaluate(self, step):
         """Evaluates, logs and remembers; returns False if a signal came in between."""
         try:
-            first, *further = (self._evaluate_at(size) for size in self.prog.eval_batch)
-        except Stopped:
+            result = evaluate.at_every_size(
+                self.prog, self.state, self.data.eval, self.config.data, self.stop
+            )
+        except evaluate.Stopped:
             return False
-        row = {"kind": "eval", "step": step, "epoch": self._epoch(step)} | first
-        for size, result in zip(self.config.eval.sizes, further, strict=True):
-            row |= {f"{name}_{size}": result[name] for name in ("top1", "top5", "loss")}
+        row = {"kind": "eval", "step": step, "epoch": self._epoch(step)} | result
         losses = [name for name in row if name.startswith("loss")]
         self._check_finite(step, float(self.prog.schedule(step - 1)), row, losses)
         self.log.append(row)
@@ -234,27 +250,6 @@ class Run:
         if not self.best or row["top1"] > self.best["top1"]:
             self.best = {"step": step, "top1": row["top1"]}
         return True
-
-    def _evaluate_at(self, size):
-        """Evaluates with images of so many pixels; raises Stopped if a signal comes in between."""
-        source, prog = self.data.eval, self.prog
-        count = len(prog.eval_batch[size]["label"])
-        batches = pipeline.evaluation(
-            source,
-            order.evaluation(len(source), count),
-            sharding.local_rows(count),
-            range(-(-len(source) // count)),
-            self.config.data,
-            size,
-        )
-
-        def placed():
-            for batch in batches:
-                if self.stop():
-                    raise Stopped
-                yield sharding.place_batch(batch, prog.mesh)
-
-        return evaluate.evaluate(prog.eval_step, self.state, placed(), len(source))
 
     def _save(self, step):
         meta = {

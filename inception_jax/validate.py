@@ -77,6 +77,11 @@ def _check_types(fields, known):
             continue
         if type(value) is int and wanted is float:
             continue
+        if name == "init_from" and value is None:
+            raise UserError(
+                "config.init_from is None: this recipe starts from weights; give a folder of them,"
+                " or the workdir of a run, as --config.init_from=DIR"
+            )
         if type(value) is not wanted:
             raise UserError(f"config.{name} is {value!r}: it must be of type {wanted.__name__}")
         if name in _PATTERNS:

@@ -11,7 +11,7 @@ from inception_jax.errors import UserError
 
 # These would change the network, the sequence of examples or what the optimiser has stored.
 REFUSED = {
-    *("seed", "batch_size", "data.name", "data.train_split", "optim.momentum_form"),
+    *("seed", "init_from", "batch_size", "data.name", "data.train_split", "optim.momentum_form"),
     *("model.name", "model.width", "model.batch_norm", "model.batch_norm_epsilon"),
     *("model.lrn", "model.lrn_k", "model.lrn_alpha", "model.module", "model.branches"),
     *("model.projection", "model.modules", "model.kernel_5x5", "model.pool4_window"),
@@ -151,10 +151,20 @@ def test_a_field_that_one_of_them_lacks_is_told():
 def test_runs_from_before_there_were_such_fields_go_on():
     meta = stored()
     del meta["config"]["data"]["train_sizes"], meta["config"]["eval"]["sizes"]
-    del meta["config"]["optim"]["freeze"]
+    del meta["config"]["init_from"], meta["config"]["optim"]["freeze"]
     assert resume.compare(meta, googlenet.get_config(), FACTS, "runs/x") == []
     with pytest.raises(UserError, match=r"has config.eval.sizes=\[\], not \[1\]"):
         resume.compare(meta, given("eval.sizes"), FACTS, "runs/x")
+
+
+def test_imported_weights_are_no_run():
+    """They would be overwritten by the first checkpoint."""
+    with pytest.raises(UserError) as caught:
+        resume.compare(stored() | {"source": "x"}, googlenet.get_config(), FACTS, "weights/x")
+    assert str(caught.value) == (
+        "weights/x holds imported weights, not a run: start one from them with"
+        " --config.init_from=weights/x and another --workdir"
+    )
 
 
 @pytest.mark.parametrize(("fact", "before"), FACTS.items())

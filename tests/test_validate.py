@@ -160,6 +160,16 @@ def test_a_patch_that_would_not_fit_is_told_with_both_fields(crop):
     validate.check(config)
 
 
+def test_a_recipe_that_starts_from_weights_asks_for_them():
+    config = googlenet.get_config()
+    config.init_from = None
+    text = message(config)
+    assert text.startswith("config.init_from is None")
+    assert "--config.init_from=DIR" in text
+    config.init_from = "weights/vgg16"
+    validate.check(config)
+
+
 @pytest.mark.parametrize("field", ["seed", "data.mean", "checkpoint.keep"])
 def test_a_missing_field_is_named(field):
     config = googlenet.get_config()

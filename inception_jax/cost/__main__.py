@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from inception_jax import config as config_lib
-from inception_jax import process, validate
+from inception_jax import init_from, process, validate
 from inception_jax.errors import UserError
 
 FORMATS = ("table", "json", "csv")
@@ -35,16 +35,18 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("format", "table", "", flag_values=values)
         flags.DEFINE_string("plot", "", "", flag_values=values)
 
-    values, config = config_lib.parse(argv, define)
+    def parse(argv):
+        values, config = config_lib.parse(argv, define)
+        init_from.adopt(config, config_lib.given(argv))
+        return values, config
+
+    values, config = parse(argv)
     if values.format not in FORMATS:
         raise UserError(f"--format is {values.format!r}; known: {', '.join(FORMATS)}")
     source = config_lib.source_of(argv)
     variants = _split(values.compare)
     path, _, argument = source.partition(":")
-    configs = {
-        variant: config_lib.parse([*argv, _override(path, variant)], define)[1]
-        for variant in variants
-    }
+    configs = {variant: parse([*argv, _override(path, variant)])[1] for variant in variants}
     configs = configs or {"-".join(filter(None, [Path(path).stem, argument])): config}
     for each in configs.values():
         validate.check(each)
