@@ -89,10 +89,9 @@ class Console:
         }
         self._table("Results", rows)
 
-    def evaluated(self, results: dict, folder) -> None:
+    def evaluated(self, results: dict) -> None:
         """Prints the table that an evaluation alone makes."""
-        rows = _numbers(results) | {"checkpoint": f"{results['step']} in {folder}"}
-        self._table("Evaluation", rows)
+        self._table("Evaluation", _numbers(results) | {"checkpoint": str(results["step"])})
 
     def _table(self, title, rows):
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=False, title=title)

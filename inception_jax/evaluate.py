@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
     if values.format == "json":
         print(json.dumps(results, indent=1))
     else:
-        Console().evaluated(results, folder)
+        Console().evaluated(results)
 
 
 if __name__ == "__main__":

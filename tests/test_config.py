@@ -78,6 +78,8 @@ def lookup(config, field):
         (["--config.data.mean", "(1.0,-2.0,3.0)"], "data.mean", (1.0, -2.0, 3.0)),
         (["--config.model.pyramid=1,2"], "model.pyramid", (1, 2)),
         (["--config.model.lrn_k=3"], "model.lrn_k", 3.0),
+        (["--config.optim.freeze=(conv|fc6).*"], "optim.freeze", ("(conv|fc6).*",)),
+        (["--config.optim.freeze='conv1','a,b'"], "optim.freeze", ("conv1", "a,b")),
         (["--config.model.batch_norm=None"], "model.batch_norm", None),
         (["--config.model.batch_norm", "None"], "model.batch_norm", None),
         (
@@ -229,15 +231,66 @@ def test_an_argument_too_many_or_too_few_is_told_of_the_users_file(tmp_path):
     assert "argument" in text
 
 
+def test_a_folder_with_the_config_of_a_run_is_a_recipe(tmp_path):
+    """With what is younger than the run at its default."""
+    _, config = parse(DIGITS, "--config.seed=3", "--config.optim.betas=0.5,0.75")
+    stored = json.loads(config.to_json_best_effort())
+    del stored["init_from"], stored["optim"]["freeze"], stored["model"]["pyramid"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    again = parse(f"--config={tmp_path}", "--config.epochs=2")[1]
+    expected = dict(config_lib.flatten(config)) | {"epochs": 2.0}
+    assert dict(config_lib.flatten(again)) == expected
+    types = {name: type(value) for name, value in config_lib.flatten(again)}
+    assert types == {name: type(value) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (None, "is neither the workdir of a run nor imported weights: "),
+        ("{", "config.json is not the config of a run: restore it from a copy"),
+        ("[1]", "config.json is not the config of a run"),
+        ("\xff", "config.json is not the config of a run"),
+        ('{"optim": {"centred": 1}}', "config.json has config.optim.centred, which nothing here"),
+        ('{"model": 5}', "config.json has config.model, which nothing here reads"),
+        ('{"seed": "x"}', "config.json has config.seed='x', which is of a wrong type"),
+    ],
+)
+def test_a_folder_without_such_a_config_is_told(content, part, tmp_path):
+    if content:
+        (tmp_path / "config.json").write_bytes(content.encode("latin1"))
+    text = message(f"--config={tmp_path}")
+    assert text.startswith(str(tmp_path))
+    assert part in text
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ([DIGITS], set()),
+        (["--config", "a", "--config.seed=1", "--workdir", "config.epochs"], {"seed"}),
+        (["--noconfig.data.mirror", "-config.model.lrn", "None"], {"data.mirror", "model.lrn"}),
+        (
+            ["--config.data.mirror", "--config.data.dir", "--config.x"],
+            {"data.mirror", "data.dir", "x"},
+        ),
+    ],
+)
+def test_which_fields_a_command_line_sets(args, names):
+    assert config_lib.given(["main", *args]) == names
+
+
 def test_runs_of_one_recipe_share_a_folder_however_it_is_given():
     for args in (["--config=configs/digits.py"], ["--config", "configs/digits.py"]):
         assert main._default_workdir(["main", *args, "--config.seed=1"]) == "runs/digits"
 
 
 WATCH = """
-import json, sys
-from inception_jax.main import main
-codes = [main(["main", *args]) for args in json.loads(sys.argv[1])]
+import importlib, json, sys
+codes = [
+    importlib.import_module(f"inception_jax.{command}").main([command, *args])
+    for command, *args in json.loads(sys.argv[1])
+]
 print(json.dumps([codes, sorted({"jax", "jaxlib", "tensorflow", "flax"} & sys.modules.keys())]))
 """
 
@@ -245,15 +298,26 @@ print(json.dumps([codes, sorted({"jax", "jaxlib", "tensorflow", "flax"} & sys.mo
 def test_help_and_mistakes_need_neither_jax_nor_tensorflow(tmp_path):
     """Which take seconds to import."""
     typo = recipe(tmp_path, "config.batch_sze = 3")
+    stored = tmp_path / "run"
+    stored.mkdir()
+    (stored / "config.json").write_text(parse(DIGITS)[1].to_json_best_effort())
     commands = [
-        ["--help"],
-        [],
-        [DIGITS, "--config.batchsize=3"],
-        [DIGITS, "--config.seed=x"],
-        [DIGITS, "--config.model.name=xyzzy"],
-        [DIGITS, "--config.batch_size=0"],
-        [f"--config={tmp_path}/none.py"],
-        [f"--config={typo}"],
+        ["main", "--help"],
+        ["evaluate", "--help"],
+        ["main"],
+        ["main", DIGITS, "--config.batchsize=3"],
+        ["main", DIGITS, "--config.seed=x"],
+        ["main", DIGITS, "--config.model.name=xyzzy"],
+        ["main", DIGITS, "--config.batch_size=0"],
+        ["main", f"--config={tmp_path}/none.py"],
+        ["main", f"--config={typo}"],
+        ["main", DIGITS, f"--config.init_from={tmp_path}/none"],
+        ["main", DIGITS, f"--config.init_from={stored}", "--config.epochs=0"],
+        ["evaluate"],
+        ["evaluate", f"{tmp_path}/none"],
+        ["evaluate", str(stored), DIGITS],
+        ["evaluate", str(stored), "--format=csv"],
+        ["evaluate", str(stored), "--config.eval.batch_size=0"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", WATCH, json.dumps(commands)],
@@ -262,9 +326,9 @@ def test_help_and_mistakes_need_neither_jax_nor_tensorflow(tmp_path):
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout.splitlines()[-1]) == [[0] + [1] * 7, []]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0] * 2 + [1] * 14, []]
     lines = done.stderr.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 14
     assert all(line.startswith("error: ") for line in lines)
 
 

@@ -14,7 +14,7 @@ from conftest import arrays, rows
 from flax import linen as nn
 
 from configs import digits
-from inception_jax import models, program, sharding, train, validate
+from inception_jax import evaluate, models, process, program, sharding, train, validate
 from inception_jax.console import Console
 from inception_jax.errors import UserError
 from inception_jax.models.layers import Logits
@@ -111,6 +111,29 @@ def test_the_numbers_of_a_size_are_those_of_the_network_at_that_size(linear, tmp
     assert [own[name] for name in NAMES] == [further[f"{name}_24"] for name in NAMES]
     assert [own[f"{name}_16"] for name in NAMES] == [further[name] for name in NAMES]
     assert own["loss_32"] not in (own["loss"], own["loss_16"])
+
+
+def test_evaluating_a_finished_run_gives_its_results_to_the_last_digit(
+    linear, tmp_path, capsys, monkeypatch
+):
+    """At every size, as JSON and as the table that the run has printed."""
+    monkeypatch.setattr(process, "quiet", lambda: None)  # it is for whole processes
+    results = run(tmp_path)
+    before = capsys.readouterr().out
+    files = sorted(tmp_path.rglob("*"))
+    names = ["step", "examples", *NAMES, *(f"{name}_24" for name in NAMES)]
+    assert evaluate.main(["evaluate", str(tmp_path), "--format=json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {name: results[name] for name in names}
+    assert evaluate.main(["evaluate", str(tmp_path)]) == 0
+    table, rows_before = (
+        [line.split() for line in text.splitlines()]
+        for text in (capsys.readouterr().out, before[before.index("Results") :])
+    )
+    for shown in ("top-5", "loss", "top-1 at 24 pixels", "top-5 at 24 pixels", "images evaluated"):
+        (row,) = (row for row in table if " ".join(row[:-1]) == shown)
+        assert row in rows_before
+    assert ["checkpoint", "59"] in table
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 def test_each_size_is_compiled_once_when_it_is_due(linear, tmp_path, monkeypatch):

@@ -209,6 +209,8 @@ RECIPES += [f"{ROOT}/configs/digits.py:{name}" for name in digits.IMAGE_SIZES]
 @pytest.mark.parametrize("source", RECIPES)
 def test_every_recipe_of_the_repository_is_valid(source):
     config = config_lib.load(source)
+    if config.init_from is None:  # to be given
+        config.init_from = "weights/googlenet"
     validate.check(config)
     network = models.build(config.model, num_classes=10)
     for size in (config.data.image_size, *config.data.train_sizes, *config.eval.sizes):
