@@ -219,6 +219,28 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(finished, run_main, 
     assert after == before
 
 
+def test_a_run_starts_from_another_and_says_so(finished, run_main, tmp_path):
+    """And leaves nothing behind where the weights do not fit."""
+    workdir, _ = finished
+    options = (f"--config.init_from={workdir}", f"--workdir={tmp_path}/run")
+    process = run_main(*SHORT, *options, "--config.model.kernel_5x5=3", check=False)
+    assert process.returncode == 1
+    first, *others = process.stderr.splitlines()
+    assert first.startswith(
+        f"error: the weights in {workdir}/checkpoints/27 do not fit the network"
+    )
+    assert "  params/inception_3a/5x5/kernel: [5,5,1,2], not [3,3,1,2]" in others
+    assert not (tmp_path / "run").exists()
+    process = run_main(*SHORT, *options, "--config.data.mean=(1.0,2.0,3.0)")
+    assert process.stderr == ""
+    assert process.stdout.splitlines()[:2] == [
+        f"from {workdir}: googlenet, images of 16 pixels, std (64.0, 64.0, 64.0)",
+        f"new run in {tmp_path}/run",
+    ]
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["data"]["mean"] == [1.0, 2.0, 3.0]
+
+
 def test_what_is_not_finite_stops_at_its_step_and_keeps_the_last_good(finished, run_main, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     longer = (f"--workdir={workdir}", *SHORT, "--config.epochs=1.2", "--config.schedule.rate=1e30")
