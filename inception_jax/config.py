@@ -161,6 +161,8 @@ def read(folder: str) -> ConfigDict:
                 f"{file} has config.{name}, which nothing here reads: it is of another version"
             )
         try:
+            if value is None and known[name] is not None:
+                raise TypeError
             config.update_from_flattened_dict({name: _as_tuples(value)})
         except (TypeError, ValueError):
             raise UserError(

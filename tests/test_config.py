@@ -254,6 +254,7 @@ def test_a_folder_with_the_config_of_a_run_is_a_recipe(tmp_path):
         ('{"optim": {"centred": 1}}', "config.json has config.optim.centred, which nothing here"),
         ('{"model": 5}', "config.json has config.model, which nothing here reads"),
         ('{"seed": "x"}', "config.json has config.seed='x', which is of a wrong type"),
+        ('{"seed": null}', "config.json has config.seed=None, which is of a wrong type"),
     ],
 )
 def test_a_folder_without_such_a_config_is_told(content, part, tmp_path):
