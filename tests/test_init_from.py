@@ -35,7 +35,7 @@ from inception_jax.errors import UserError
 TRAVELS = {
     *("name", "width", "batch_norm", "batch_norm_epsilon", "lrn", "lrn_k", "lrn_alpha", "module"),
     *("branches", "projection", "modules", "kernel_5x5", "pool4_window", "auxiliary_heads"),
-    *("auxiliary_bins", "small_stem", "variant", "base", "pyramid"),
+    *("auxiliary_bins", "small_stem", "variant", "base", "pyramid", "floor_pools"),
 }
 TRAVELS = {f"model.{name}" for name in TRAVELS}
 TRAVELS |= {"data.image_size", "data.eval_resize", "data.mean", "data.std"}
@@ -324,7 +324,7 @@ def seven(monkeypatch):
 
         def subset(split):
             pairs = [split.read(index) for index in range(len(split))]
-            result = datasets.InMemory([], [])
+            result = datasets.InMemory("digits", [], [])
             result._encoded, result._labels = zip(*(p for p in pairs if p[1] < 7), strict=True)
             return result
 

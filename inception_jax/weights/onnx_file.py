@@ -1,5 +1,6 @@
 """ONNX files: the graph, its constants, and weights that lie in files beside it."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ import onnx
 from onnx import external_data_helper, helper, numpy_helper
 
 from inception_jax.errors import UserError
+
+# Operations by which exporters hide weights. None makes more of little, but for ConstantOfShape.
+FOLDED = (
+    *("Constant", "ConstantOfShape", "Identity", "Cast"),
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+)
+MOST_NUMBERS = 2**28  # of a constant; VGG's largest layer has 10^8
 
 
 class Graph:
@@ -43,20 +51,39 @@ class Graph:
             self._constant[name] = False  # what depends on itself is none
             node = self.producer.get(name)
             self._constant[name] = name in self.initializers or (
-                node is not None and all(self.constant(each) for each in node.input if each)
+                node is not None
+                and node.op_type in FOLDED
+                and all(self.constant(each) for each in node.input if each)
             )
         return self._constant[name]
 
     def array(self, name: str) -> np.ndarray | None:
-        """The value of a constant, or None where there is no such."""
+        """The value of a constant, or None where there is no such.
+
+        Raises:
+          UserError: it cannot be computed.
+        """
         if not self.constant(name):
             return None
+        try:
+            return self._compute(name)
+        except UserError:
+            raise
+        except Exception as error:  # of a damaged graph NumPy and onnx raise anything
+            told = " ".join(str(error).split())
+            raise UserError(f"the tensor {name} cannot be computed: {told}") from None
+
+    def _compute(self, name):
         if name in self.initializers:
             return numpy_helper.to_array(self.initializers[name])
         from onnx.reference import ReferenceEvaluator
 
         node = self.producer[name]
         inputs = {each: self.array(each) for each in node.input if each}
+        if node.op_type == "ConstantOfShape":
+            (shape,) = inputs.values()
+            if math.prod(map(int, shape)) > MOST_NUMBERS:
+                raise UserError(f"the tensor {name} would have the shape {shape.tolist()}")
         outputs = ReferenceEvaluator(node, opsets=self._opsets).run(None, inputs)
         return outputs[list(node.output).index(name)]
 
@@ -90,6 +117,7 @@ def read(path: Path) -> Graph | None:
         return None
     if not model.graph.node:
         return None
+    _check(path, model)
     attributes_ = (each for node in model.graph.node for each in node.attribute)
     tensors = [*model.graph.initializer, *(each.t for each in attributes_ if each.HasField("t"))]
     for tensor in tensors:
@@ -97,6 +125,29 @@ def read(path: Path) -> Graph | None:
             _check_external(path, tensor)
             external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
     return Graph(model)
+
+
+def _check(path, model):
+    """Raises UserError where a node or a tensor is not as ONNX has them.
+
+    By itself, since the whole check wants every initializer listed as an input in old files.
+    """
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in model.opset_import}
+    try:
+        for node in model.graph.node:
+            onnx.checker.check_node(node, context)
+        for tensor in model.graph.initializer:
+            if not external_data_helper.uses_external_data(tensor):
+                onnx.checker.check_tensor(tensor, context)
+        values = (*model.graph.initializer, *model.graph.input, *model.graph.output)
+        names = [name for node in model.graph.node for name in (*node.input, *node.output)]
+        if not all(isinstance(name, str) for name in (*names, *(value.name for value in values))):
+            raise onnx.checker.ValidationError("names are no text")
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        told = " ".join(str(error).partition("==>")[0].split())
+        raise UserError(f"{path} is damaged, or not valid ONNX: {told}") from None
 
 
 def _check_external(path, tensor):
@@ -110,11 +161,11 @@ def _check_external(path, tensor):
         raise UserError(f"{where}, outside its own folder, which is not read")
     if not location or not file.is_file():
         raise UserError(f"{where}, which is not there: put it beside the file")
-    offset, size = int(told.get("offset", 0)), file.stat().st_size
-    needed = np.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    length = int(told.get("length", needed))
-    if length != needed or offset < 0 or offset + length > size:
+    needed = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    offset, length = told.get("offset", "0"), told.get("length", str(needed))
+    fits = offset.isdecimal() and int(offset) + needed <= file.stat().st_size
+    if not fits or length != str(needed):
         raise UserError(
-            f"{where}, {needed:,} bytes from {offset:,} on, but that file has {size:,}: it is"
-            " damaged or cut short"
+            f"{where}, {length} bytes from {offset} on, but needs {needed:,}, and that file has"
+            f" {file.stat().st_size:,}: one of them is damaged or cut short"
         )

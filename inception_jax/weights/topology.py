@@ -10,6 +10,7 @@ import numpy as np
 
 from configs import imagenet
 from inception_jax import models
+from inception_jax.errors import UserError
 from inception_jax.models import googlenet
 from inception_jax.models.chain import Conv, Norm, Pool
 from inception_jax.weights.mapping import Found, Tensor
@@ -243,11 +244,12 @@ class _Walk:
         """Max pooling, whose pads or ceil mode tell what becomes of the edge."""
         node = self.back(layer.name, "MaxPool")
         given = attributes(node)
-        top, left, bottom, right = given.get("pads", [0, 0, 0, 0])
+        pads = given.get("pads", [0] * 4)
+        *begin, bottom, right = pads
         ceil = bool(given.get("ceil_mode", 0))
         # up to a stride less one pixel that never wins: as far as a window may hang over
-        if (top, left) != (0, 0) or bottom != right or bottom not in (0, layer.stride - 1):
-            self.problems.append(f"{layer.name} pads {[top, left, bottom, right]}")
+        if begin != [0, 0] or bottom != right or bottom not in (0, layer.stride - 1):
+            self.problems.append(f"{layer.name} pads {pads}")
         if not ceil and not bottom:
             self.floor_pools.append(layer.name)
         windows = {"kernel_shape": [layer.window] * 2, "strides": [layer.stride] * 2}
@@ -276,8 +278,8 @@ class _Walk:
             window, pads = given["kernel_shape"], given.get("pads", [0] * 4)
             if any(pads) and given.get("count_include_pad"):
                 self.problems.append(f"{name} counts its padding")
-            # pixels of the map that the first window sees; only a window may be there
-            self.mean_window = min(window[0] - pads[0], window[1] - pads[1])
+            # pixels of the map that the first window sees
+            self.mean_window = min(side - pad for side, pad in zip(window, pads, strict=False))
 
     def dense(self, name):
         """A fully connected layer."""
@@ -346,7 +348,7 @@ class _Walk:
         source = max(leaves, key=lambda each: self.graph.array(each).size)
         try:
             array = self.graph.array(name)
-        except ValueError:  # it cannot be reshaped so: then the shape that it has will be told
+        except UserError:  # it cannot be reshaped so: then the shape that it has will be told
             array = self.graph.array(source)
         self.tensors[place] = Tensor(source, array.T if transpose else array)
 

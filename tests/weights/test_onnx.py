@@ -113,7 +113,9 @@ def difference(a, b):
 @pytest.mark.parametrize("name", graphs.NETWORKS)
 def test_a_batch_gives_the_same_logits_and_activations_in_every_stage(name, imported):
     images = photos(3, 224, 224)
-    got = ours(*imported(name), images)
+    config, variables = imported(name)
+    assert (config.data.image_size, config.data.eval_resize) == (224, 256)
+    got = ours(config, variables, images)
     expected = theirs(name, images, STAGES[name])
     for layer, output in expected.items():
         assert difference(got[layer], output) < CLOSE, layer

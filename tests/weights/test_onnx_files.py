@@ -411,6 +411,32 @@ def test_data_beside_the_file_are_read_and_nothing_outside_its_folder(tmp_path):
     assert "damaged or cut short" in moved("short.bin")
 
 
+def test_damaged_graphs_end_in_a_message_whatever_the_damage(tmp_path):
+    """And before a shape that nothing has takes all memory."""
+    whole = (graphs.LIGHT / "light_zfnet512.onnx").read_bytes()
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 4)):
+            damaged[place] ^= 1 << rng.integers(8)
+        (tmp_path / "a.onnx").write_bytes(damaged)
+        try:
+            graph = onnx_file.read(tmp_path / "a.onnx")
+            found = topology.find(graph, "zfnet512") if graph else None
+        except UserError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+        else:
+            refusals += found is None or bool(found.problems)
+    assert refusals > 75
+
+    model = onnx.load(graphs.LIGHT / "light_zfnet512.onnx")
+    graphs.set_tensor(model, "gpu_0/fc6_w_0__SHAPE", lambda shape: shape * 1000)
+    text = refused(tmp_path, model, "zfnet512")
+    assert "shape of gpu_0/fc6_w_0__SHAPE: 2, not 4096x18432" in text
+
+
 def test_files_that_are_none_or_cut_short_are_told(tmp_path):
     whole = serialised("googlenet")
     for length in (len(whole) // 7, len(whole) // 2, len(whole) - 1):

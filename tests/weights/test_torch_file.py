@@ -254,12 +254,23 @@ def test_tensors_outside_their_storage_are_refused(change, tmp_path):
         assert "is damaged or cut short, or not a file of torch.save" in refused(tmp_path / "a")
 
 
+def test_a_stream_whose_storage_is_another_than_it_says_is_refused(tmp_path):
+    as_stream(tmp_path / "a", pickled({"x": tensor(storage=Storage(count=2**40))}))
+    assert f"storage 0 has 6 numbers, not {2**40}" in refused(tmp_path / "a")
+
+
 def test_a_pickle_cannot_take_all_memory(tmp_path):
     """A place far out in the memo, or a text of any length, is made room for before it is there."""
     data = pickled({"x": tensor()})
-    for bomb in (b"r" + struct.pack("<I", 2**32 - 1), b"\x8e" + struct.pack("<Q", 2**40)):
+    bombs = {
+        "LONG_BINPUT 4294967295": b"r" + struct.pack("<I", 2**32 - 1),
+        "BINBYTES8": b"\x8e" + struct.pack("<Q", 2**40),
+        "BYTEARRAY8": b"\x96" + struct.pack("<Q", 8) + bytes(8),
+    }
+    for name, bomb in bombs.items():
         as_zip(tmp_path / "a", data[:2] + b"N" + bomb + b"0" + data[2:])
-        refused(tmp_path / "a")
+        text = refused(tmp_path / "a")
+        assert name in text or "expected 1099511627776 bytes" in text
     with zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/data/0", NUMBERS)
