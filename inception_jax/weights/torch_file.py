@@ -42,6 +42,7 @@ OPCODES = """
   SETITEM SETITEMS NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
   BINSTRING SHORT_BINSTRING BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL REDUCE BUILD BINPERSID
 """
+MOST_TUPLES = 10_000  # four a tensor; hashing one in another, and so on, would end in a crash
 WRAPPERS = ("state_dict", "model")  # where training scripts put the state dict
 ADVICE = "save model.state_dict() with torch.save, and take that file"
 PARALLEL = "module."  # before all names, of nn.DataParallel
@@ -89,7 +90,7 @@ class _Unpickler(pickle.Unpickler):
         self._path = path
         self.storages: dict[str, _Storage] = {}
         allowed = set(OPCODES.split())
-        start = file.tell()
+        start, tuples = file.tell(), 0
         for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if opcode.name == "GLOBAL":
                 self.find_class(*argument.split(" ", 1))
@@ -98,6 +99,9 @@ class _Unpickler(pickle.Unpickler):
                     f"{path} is refused: its pickle has {opcode.name}, which tensors do not need;"
                     f" {ADVICE}, unless it is damaged"
                 )
+            tuples += opcode.name.startswith("TUPLE")
+            if tuples > MOST_TUPLES:
+                raise ValueError(f"more than {MOST_TUPLES:,} tuples")
             if opcode.name.endswith("PUT") and argument > number:
                 raise ValueError(f"{opcode.name} {argument}")
         end = file.tell()

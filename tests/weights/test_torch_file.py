@@ -259,6 +259,13 @@ def test_a_stream_whose_storage_is_another_than_it_says_is_refused(tmp_path):
     assert f"storage 0 has 6 numbers, not {2**40}" in refused(tmp_path / "a")
 
 
+def test_a_pickle_cannot_end_the_process(tmp_path):
+    """Hashing tuples that are deep in each other would overflow the stack of C."""
+    for depth, text in ((1_000_000, "more than 10,000 tuples"), (9_999, "maximum recursion depth")):
+        as_zip(tmp_path / "a", b"\x80\x02})" + b"\x85" * depth + b"Ns.")
+        assert text in refused(tmp_path / "a")
+
+
 def test_a_pickle_cannot_take_all_memory(tmp_path):
     """A place far out in the memo, or a text of any length, is made room for before it is there."""
     data = pickled({"x": tensor()})
