@@ -309,6 +309,12 @@ def subtract_first(model):
     graphs.keep(model.graph, [first, *model.graph.node])
 
 
+def test_the_size_of_images_is_the_graphs():
+    """224 in the Model Zoo's AlexNet, whose paper's maps need 227."""
+    graph = onnx_file.read(graphs.LIGHT / "light_bvlc_alexnet.onnx")
+    assert topology.find(graph, "alexnet").image_size == 224
+
+
 def fix_size(model):
     for value in model.graph.input:
         if value.name == "data_0":
