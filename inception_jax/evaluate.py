@@ -144,6 +144,13 @@ def main(argv: list[str]) -> None:
             f"{folder} was trained for {found.meta['num_classes']} classes, the data"
             f" {config.data.name} have {data.num_classes}: set config.data to data of its classes"
         )
+    names = found.meta.get("class_names"), data.class_names and list(data.class_names)
+    if None not in names and names[0] != names[1]:
+        before, now = next(pair for pair in zip(*names, strict=True) if pair[0] != pair[1])
+        raise UserError(
+            f"{folder} was trained for the class {before} where the data {config.data.name} have"
+            f" {now}: set config.data to data of its classes"
+        )
     evaluation = program.make_evaluation(config, sharding.make_mesh(config.mesh), data.num_classes)
     arrays, more = transfer.read(found, evaluation.variables, data.num_classes)
     for line in (*lines, *more):

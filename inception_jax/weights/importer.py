@@ -41,7 +41,13 @@ def convert_file(path: Path, name: str, out: Path, preprocessing: str | None) ->
         raise UserError(
             f"{path} holds {what}, which can be read for {', '.join(layout.NAMES)}, not for {name}"
         )
-    found, expected, problems = _examine(layout, content, name)
+    try:
+        found, expected, problems = _examine(layout, content, name)
+    except UserError:
+        raise
+    except Exception as error:  # of a file that is damaged where no check looks
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} is damaged, or not what it seems ({told})") from None
     if problems:
         fits = next((n for n in layout.NAMES if n != name and not _fails(layout, content, n)), None)
         hint = f"; it fits --model={fits}" if fits else ""

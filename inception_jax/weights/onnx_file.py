@@ -135,12 +135,20 @@ def _check(path, model):
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.ir_version
     context.opset_imports = {entry.domain: entry.version for entry in model.opset_import}
+    later = {name for node in model.graph.node for name in node.output}
     try:
         for node in model.graph.node:
             onnx.checker.check_node(node, context)
         for tensor in model.graph.initializer:
             if not external_data_helper.uses_external_data(tensor):
                 onnx.checker.check_tensor(tensor, context)
+        if any(node.domain not in ("", "ai.onnx") for node in model.graph.node):
+            raise onnx.checker.ValidationError("it has operations of other domains than ONNX's")
+        made = set()
+        for node in model.graph.node:  # sorted, so no node can come of itself
+            if later.intersection(node.input) - made:
+                raise onnx.checker.ValidationError(f"{node.op_type} comes before its input")
+            made.update(node.output)
         values = (*model.graph.initializer, *model.graph.input, *model.graph.output)
         names = [name for node in model.graph.node for name in (*node.input, *node.output)]
         if not all(isinstance(name, str) for name in (*names, *(value.name for value in values))):
