@@ -43,6 +43,11 @@ def adopt(config: ConfigDict, keep: Collection[str], workdir: Path | None = None
     folder = config.get("init_from")
     if not folder or not isinstance(folder, str):  # what is wrong with it, validate.check tells
         return None
+    if os.path.isfile(os.path.expanduser(folder)):
+        raise UserError(
+            f"config.init_from={folder} is a file: make a folder of it with `python -m"
+            f" inception_jax.weights {folder} --model=NAME --out=DIR`"
+        )
     try:
         stored = _config_of(folder, workdir)
         config_lib.choose("model.name", stored.model.name, models.NAMES)

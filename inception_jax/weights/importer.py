@@ -33,7 +33,7 @@ def convert_file(path: Path, name: str, out: Path, preprocessing: str | None) ->
     if preprocessing not in (None, *mapping.PREPROCESSING):
         known = ", ".join(mapping.PREPROCESSING)
         raise UserError(f"--preprocessing is {preprocessing!r}; known: {known}")
-    content = files.read(path)
+    content = _told(path, files.read, path)
     is_graph = not isinstance(content, dict)
     layout = topology if is_graph else torchvision
     if name not in layout.NAMES:
@@ -41,13 +41,7 @@ def convert_file(path: Path, name: str, out: Path, preprocessing: str | None) ->
         raise UserError(
             f"{path} holds {what}, which can be read for {', '.join(layout.NAMES)}, not for {name}"
         )
-    try:
-        found, expected, problems = _examine(layout, content, name)
-    except UserError:
-        raise
-    except Exception as error:  # of a file that is damaged where no check looks
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path} is damaged, or not what it seems ({told})") from None
+    found, expected, problems = _told(path, _examine, layout, content, name)
     if problems:
         fits = next((n for n in layout.NAMES if n != name and not _fails(layout, content, n)), None)
         hint = f"; it fits --model={fits}" if fits else ""
@@ -74,6 +68,17 @@ def convert_file(path: Path, name: str, out: Path, preprocessing: str | None) ->
         f" {pixels.std}\n"
         f"is in {out}: --config.init_from={out} starts from it"
     )
+
+
+def _told(path, function, *arguments):
+    """Calls a function; whatever damage of the file makes it raise becomes a UserError."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} is damaged, or not what it seems ({told})") from None
 
 
 def _examine(layout, content, name):

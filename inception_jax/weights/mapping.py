@@ -85,7 +85,7 @@ def problems(found: Found, expected: dict[str, tuple[int, ...]]) -> list[str]:
             lines.append(
                 f"shape of {tensor.name}: {_told(tensor.array.shape)}, not {_told(wanted)}"
             )
-        elif tensor.array.dtype.kind != "f":
+        elif not jax.numpy.issubdtype(tensor.array.dtype, np.floating):  # bfloat16 is
             lines.append(f"type of {tensor.name}: {tensor.array.dtype}, not floating point")
         elif not np.isfinite(tensor.array).all():
             lines.append(f"not finite: {tensor.name}")

@@ -123,7 +123,11 @@ def read(path: Path) -> Graph | None:
     for tensor in tensors:
         if external_data_helper.uses_external_data(tensor):
             _check_external(path, tensor)
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            try:
+                external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            except onnx.checker.ValidationError as error:  # links, which onnx does not follow
+                told = " ".join(str(error).split())
+                raise UserError(f"{path}: {told}; put a copy of the data in its place") from None
     return Graph(model)
 
 

@@ -230,7 +230,8 @@ def _array(tensor: _Tensor, data: Callable[[_Storage], bytes]) -> np.ndarray:
     strides = [step * flat.itemsize for step in stride]
     if not math.prod(size):
         return np.zeros(size, flat.dtype)
-    return np.lib.stride_tricks.as_strided(flat[offset:], size, strides).copy()
+    # no copy: a pickle may name one tensor any number of times
+    return np.lib.stride_tricks.as_strided(flat[offset:], size, strides, writeable=False)
 
 
 def _itemsize(storage):
