@@ -44,6 +44,7 @@ class Graph:
         self.nodes = list(graph.node)
         self.origin = model.producer_name
         self._constant: dict[str, bool] = {}
+        self._leaves: dict[str, set[str]] = {}
 
     def constant(self, name: str) -> bool:
         """Whether a tensor depends on no input."""
@@ -79,7 +80,7 @@ class Graph:
         from onnx.reference import ReferenceEvaluator
 
         node = self.producer[name]
-        inputs = {each: self.array(each) for each in node.input if each}
+        inputs = {each: self.array(each) for each in set(node.input) if each}
         if node.op_type == "ConstantOfShape":
             (shape,) = inputs.values()
             if math.prod(map(int, shape)) > MOST_NUMBERS:
@@ -92,7 +93,9 @@ class Graph:
         node = None if name in self.initializers else self.producer.get(name)
         if node is None or not any(node.input):
             return {name}
-        return set().union(*(self.leaves(each) for each in node.input if each))
+        if name not in self._leaves:
+            self._leaves[name] = set().union(*(self.leaves(each) for each in node.input if each))
+        return self._leaves[name]
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
