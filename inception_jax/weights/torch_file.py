@@ -4,13 +4,15 @@ A pickle names functions for its reader to call. Here it may name a few stand-in
 tuples; the tuples become arrays afterwards, once every number in them is checked. Both formats of
 torch.save: the zip archive since 1.6 (data.pkl, and a file for each storage), and the stream
 before (pickles, then the storages), in which torchvision's older files are.
+
+Pickles run in a machine of our own, which knows no other calls: Python's hashes what a pickle nests
+as deep as it likes, which overflows the stack, or takes for ever, before any check of ours.
 """
 
-import collections
 import functools
 import io
 import math
-import pickle
+import mmap
 import pickletools
 import struct
 import zipfile
@@ -36,13 +38,6 @@ DTYPES = {  # of storages, in little endian
     "ByteStorage": "<u1",
     "BoolStorage": "?",
 }
-# Of protocol 2, as far as state dicts need them; none makes an object of a class.
-OPCODES = """
-  PROTO STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS
-  SETITEM SETITEMS NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
-  BINSTRING SHORT_BINSTRING BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL REDUCE BUILD BINPERSID
-"""
-MOST_TUPLES = 10_000  # four a tensor; hashing one in another, and so on, would end in a crash
 WRAPPERS = ("state_dict", "model")  # where training scripts put the state dict
 ADVICE = "save model.state_dict() with torch.save, and take that file"
 PARALLEL = "module."  # before all names, of nn.DataParallel
@@ -61,72 +56,128 @@ class _Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-class _Rebuild:
-    """Stands for torch._utils._rebuild_tensor_v2, and for that without its last arguments."""
-
-    __slots__ = ()  # nothing that a pickle could set
-
-    def __call__(self, storage, offset, size, stride, *_):
-        return _Tensor(storage, offset, size, stride)
+def _rebuild_tensor(storage, offset, size, stride, *_):
+    if type(storage) is not _Storage:
+        raise ValueError("a tensor without a storage")
+    return _Tensor(storage, offset, size, stride)
 
 
-class _Parameter:
-    """Stands for torch._utils._rebuild_parameter."""
-
-    __slots__ = ()
-
-    def __call__(self, tensor, *_):
-        return tensor
+def _rebuild_parameter(tensor, *_):
+    return tensor
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names in a state dict; `storages` are those that were named.
+def _ordered_dict(pairs=()):
+    made = {}
+    for key, value in pairs:
+        _set(made, key, value)
+    return made
 
-    Reads the next pickle of a file, after a look at its opcodes: damaged ones can ask for any
-    amount of memory.
-    """
 
-    def __init__(self, path, file):
+def _set(made, key, value):
+    if type(made) is not dict or type(key) not in (str, int):
+        raise ValueError(f"a {type(key).__name__} as key in a {type(made).__name__}")
+    made[key] = value
+
+
+STAND_INS = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+} | {("torch", name): dtype for name, dtype in DTYPES.items()}
+
+
+class _Pickle:
+    """The next pickle of a file: `value`, and the `storages` that it names, by key."""
+
+    def __init__(self, path: Path, file: io.BytesIO | mmap.mmap):
         self._path = path
+        self._stack, self._marks, self._memo = [], [], {}
         self.storages: dict[str, _Storage] = {}
-        allowed = set(OPCODES.split())
-        start, tuples = file.tell(), 0
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if opcode.name == "GLOBAL":
-                self.find_class(*argument.split(" ", 1))
-            if opcode.name not in allowed:
+        for opcode, argument, _ in pickletools.genops(file):
+            self._run(opcode.name, argument)
+        (self.value,) = self._stack
+
+    def _run(self, name, argument):  # noqa: PLR0912  an opcode a case
+        """Of protocol 2, as far as state dicts need it; nothing makes an object of a class."""
+        stack = self._stack
+        match name:
+            case "PROTO" | "STOP":
+                pass
+            case "MARK":
+                self._marks.append(len(stack))
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(tuple(self._marked()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(int(name[-1]))))
+            case "APPEND" | "APPENDS":
+                items = self._pop(1) if name == "APPEND" else self._marked()
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self._pop(2) if name == "SETITEM" else self._marked()
+                for key, value in zip(items[::2], items[1::2], strict=True):
+                    _set(stack[-1], key, value)
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(name == "NEWTRUE")
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                stack.append(argument)
+            case "BINSTRING" | "SHORT_BINSTRING":  # of Python 2
+                stack.append(argument)
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "GLOBAL":
+                stack.append(self._stand_in(argument))
+            case "REDUCE":
+                function, arguments = self._pop(2)
+                stack.append(function(*arguments))
+            case "BUILD":  # what an OrderedDict has beside its items: versions of modules
+                self._pop(1)
+            case "BINPERSID":
+                stack.append(self._storage(*self._pop(1)))
+            case _:
                 raise UserError(
-                    f"{path} is refused: its pickle has {opcode.name}, which tensors do not need;"
+                    f"{self._path} is refused: its pickle has {name}, which tensors do not need;"
                     f" {ADVICE}, unless it is damaged"
                 )
-            tuples += opcode.name.startswith("TUPLE")
-            if tuples > MOST_TUPLES:
-                raise ValueError(f"more than {MOST_TUPLES:,} tuples")
-            if opcode.name.endswith("PUT") and argument > number:
-                raise ValueError(f"{opcode.name} {argument}")
-        end = file.tell()
-        file.seek(start)
-        super().__init__(io.BytesIO(file.read(end - start)), encoding="utf-8")
 
-    def find_class(self, module, name):
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _Rebuild()
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return _Parameter()
-        raise UserError(
-            f"{self._path} is refused: it asks for {module}.{name} to be run, and holds more than"
-            f" tensors; {ADVICE}"
-        )
+    def _pop(self, number):
+        if len(self._stack) < number:
+            raise ValueError("a pickle that takes more than it has")
+        items = self._stack[-number:]
+        del self._stack[-number:]
+        return items
 
-    def persistent_load(self, pid):
+    def _marked(self):
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _stand_in(self, argument):
+        module, name = argument.split(" ", 1)
+        if (module, name) not in STAND_INS:
+            raise UserError(
+                f"{self._path} is refused: it asks for {_told(f'{module}.{name}')} to be run, and"
+                f" holds more than tensors; {ADVICE}"
+            )
+        return STAND_INS[module, name]
+
+    def _storage(self, pid):
         kind, dtype, key, _, count, *view = pid
-        if kind != "storage" or dtype not in DTYPES.values() or any(view):
-            raise ValueError(f"no storage: {pid}")
-        storage = _Storage(dtype, key, count)
+        known = kind == "storage" and dtype in DTYPES.values() and not any(view)
+        if not known or type(count) is not int:
+            raise ValueError("what is no storage where one belongs")
+        storage = _Storage(dtype, _string(key), count)
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f"two storages {key}")
         return storage
@@ -139,7 +190,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
       path: of a file from torch.save.
 
     Returns:
-      Arrays by name, those of 16-bit floats as float32.
+      Arrays by name, not to be written to; those of 16-bit floats as float32.
 
     Raises:
       UserError: the file is damaged, holds anything but tensors, or wants something run.
@@ -147,14 +198,15 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             is_zip = file.read(2) == b"PK"
-        value, array = _read_zip(path) if is_zip else _read_stream(path)
-        tensors = _state_dict(path, value)
-        return {name: array(tensor) for name, tensor in tensors.items()}
+        value, content = _read_zip(path) if is_zip else _read_stream(path)
+        flat = functools.cache(lambda storage: _flat(storage, content(storage)))
+        return {name: _array(each, flat) for name, each in _state_dict(path, value).items()}
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
         raise UserError(
-            f"{path} is damaged or cut short, or not a file of torch.save ({_told(error)})"
+            f"{path} is damaged or cut short, or not a file of torch.save"
+            f" ({_told(error) or type(error).__name__})"
         ) from None
 
 
@@ -162,8 +214,9 @@ def _read_zip(path):
     archive = zipfile.ZipFile(path)
     (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
     root = pickled.removesuffix("data.pkl")
+    if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+        raise ValueError("its parts are larger than the whole")
 
-    @functools.cache
     def content(name):
         if archive.getinfo(root + name).compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed")
@@ -171,72 +224,89 @@ def _read_zip(path):
 
     if root + "byteorder" in archive.namelist() and content("byteorder") != b"little":
         raise UserError(f"{path} was saved in big endian: save it again on a common machine")
-    value = _Unpickler(path, io.BytesIO(content("data.pkl"))).load()
-    return value, functools.partial(_array, data=lambda storage: content(f"data/{storage.key}"))
+    pickle = _Pickle(path, io.BytesIO(content("data.pkl")))
+    return pickle.value, lambda storage: content(f"data/{storage.key}")
 
 
 def _read_stream(path):
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        unpickler = functools.partial(_Unpickler, path, file)
-        if (unpickler().load(), unpickler().load()) != (MAGIC, PROTOCOL):
+    with (
+        open(path, "rb") as opened,
+        # a read of it asks for no more memory than there is left to read
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file,
+    ):
+        if (_Pickle(path, file).value, _Pickle(path, file).value) != (MAGIC, PROTOCOL):
             raise ValueError("another magic number or protocol")
-        if not unpickler().load()["little_endian"]:
+        if not _Pickle(path, file).value["little_endian"]:
             raise UserError(f"{path} was saved in big endian: save it again on a common machine")
-        holder = unpickler()
-        value = holder.load()
+        pickle = _Pickle(path, file)
         contents = {}
-        for key in unpickler().load():
-            storage = holder.storages[key]
+        for key in _Pickle(path, file).value:
+            storage = pickle.storages[_string(key)]
             (count,) = struct.unpack("<q", file.read(8))
-            if count != storage.count or not 0 <= count <= size:
+            if count != storage.count:
                 raise ValueError(f"storage {key} has {count} numbers, not {storage.count}")
             contents[key] = file.read(count * _itemsize(storage))
-    return value, functools.partial(_array, data=lambda storage: contents[storage.key])
+    return pickle.value, lambda storage: contents[storage.key]
 
 
 def _state_dict(path, value):
     if isinstance(value, dict):
         value = next((value[w] for w in WRAPPERS if isinstance(value.get(w), dict)), value)
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a state dict")
-    others = [name for name, each in value.items() if not isinstance(each, _Tensor)]
+        what = "tensor" if isinstance(value, _Tensor) else type(value).__name__
+        raise UserError(f"{path} holds a {what}, not a state dict")
+    others = [
+        name
+        for name, each in value.items()
+        if not (isinstance(each, _Tensor) and isinstance(name, str) and name.isprintable())
+    ]
     if others or not value:
-        told = ", ".join(map(str, others[:5])) or "nothing"
+        told = ", ".join(_told(name) for name in others[:5]) or "nothing"
         raise UserError(f"{path} holds {told} besides tensors: save model.state_dict() alone")
     if all(name.startswith(PARALLEL) for name in value):
         return {name.removeprefix(PARALLEL): tensor for name, tensor in value.items()}
     return dict(value)
 
 
-def _array(tensor: _Tensor, data: Callable[[_Storage], bytes]) -> np.ndarray:
-    """The part of a storage that a tensor sees; raises ValueError where that is not inside."""
+def _flat(storage: _Storage, content: bytes) -> np.ndarray:
+    """All numbers of a storage."""
+    if len(content) != storage.count * _itemsize(storage):
+        raise ValueError(f"storage {storage.key} has {len(content)} bytes")
+    if storage.dtype == "bfloat16":  # the upper half of a float32
+        return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
+    flat = np.frombuffer(content, storage.dtype)
+    return flat.astype(np.float32) if flat.dtype == np.float16 else flat
+
+
+def _array(tensor: _Tensor, flat: Callable[[_Storage], np.ndarray]) -> np.ndarray:
+    """What a tensor sees of its storage; raises ValueError where that is not inside.
+
+    Without copies: a file may name one storage any number of times.
+    """
     storage, offset, size, stride = tensor
     numbers = (offset, *size, *stride)
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"no place in a storage: {tensor}")
-    content = data(storage)
-    if len(content) != storage.count * _itemsize(storage):
-        raise ValueError(f"storage {storage.key} has {len(content)} bytes")
+        raise ValueError("a tensor without a place in a storage")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > storage.count or (math.prod(size) and last >= storage.count):
         raise ValueError(f"tensor beyond its storage: {tensor}")
-    narrow = storage.dtype == "bfloat16"
-    flat = np.frombuffer(content, "<u2" if narrow else storage.dtype)
-    if narrow:  # the upper half of a float32
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)
-    elif flat.dtype == np.float16:
-        flat = flat.astype(np.float32)
-    strides = [step * flat.itemsize for step in stride]
+    numbers = flat(storage)
     if not math.prod(size):
-        return np.zeros(size, flat.dtype)
-    # no copy: a pickle may name one tensor any number of times
-    return np.lib.stride_tricks.as_strided(flat[offset:], size, strides, writeable=False)
+        return np.zeros(size, numbers.dtype)
+    strides = [step * numbers.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], size, strides, writeable=False)
 
 
 def _itemsize(storage):
     return 2 if storage.dtype == "bfloat16" else np.dtype(storage.dtype).itemsize
 
 
-def _told(error):
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _string(key):
+    if type(key) is not str:
+        raise ValueError(f"a {type(key).__name__} as name of a storage")
+    return key
+
+
+def _told(what):
+    line = " ".join(str(what).split())[:200]
+    return "".join(char if char.isprintable() else "?" for char in line)
