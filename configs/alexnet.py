@@ -39,6 +39,7 @@ def get_config(variant: str = "grouped") -> ConfigDict:
     config.average.name = "none"
 
     # The paper's 224 pixels do not give its maps of 55; 227 do, as in the reference.
+    googlenet.without_distortions(config)
     config.data.image_size = 224 if variant == "single_tower" else 227
     config.data.crop = "square"  # section 2, the central square, and section 4.1, patches of it
     config.data.train_resize = (256, 256)  # section 2

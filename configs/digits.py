@@ -66,6 +66,7 @@ def get_config(network: str = "googlenet") -> ConfigDict:
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 2.0
 
+    googlenet.without_distortions(config)
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.data.image_size = IMAGE_SIZES[network]

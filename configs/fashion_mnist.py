@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
 
     config.average.decay = 0.999  # over about an epoch
 
+    googlenet.without_distortions(config)
     config.data.name = "fashion_mnist"
     config.data.eval_split = "test"
     config.data.image_size = 28

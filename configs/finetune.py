@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.schedule.warmup_epochs = 0.5  # else the random classifier's gradients do harm below it
     config.average.name = "none"  # the rate falls to 0 anyway
 
+    googlenet.without_distortions(config)
     config.data.name = "image_folder"
     config.data.dir = "images"
     config.data.eval_split = "val"

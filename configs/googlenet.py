@@ -37,6 +37,15 @@ MODEL_FIELDS = {
 }
 
 
+def without_distortions(config: ConfigDict) -> None:
+    """Leaves colours alone and resizes bilinearly, for recipes of other papers and other images."""
+    config.data.interpolation = "bilinear"
+    config.data.brightness = 0.0
+    config.data.contrast = 0.0
+    config.data.saturation = 0.0
+    config.data.lighting = 0.0
+
+
 def get_config() -> ConfigDict:
     """The defaults, locked: a recipe that misspells a field fails at that line."""
     config = ConfigDict()
@@ -111,6 +120,7 @@ def get_config() -> ConfigDict:
     # image: image_size pixels from anywhere in the image, whose shorter side was resized to
     #   train_resize; Simonyan & Zisserman 2014, section 3.1
     # square: the same from the central square; Krizhevsky et al. 2012, sections 2 and 4.1
+    # warped: the same from the whole image, made square; reference: 256x256 images, readme.md
     # image_corners: a corner or the centre of the image; He et al. 2014, section 3.1
     # square_corners: a corner or the centre of the square; Zeiler & Fergus 2013, section 3
     config.data.crop = "area"
@@ -122,12 +132,38 @@ def get_config() -> ConfigDict:
     # sides in pixels, in turn by epochs; none: image_size. (224, 180): He et al. 2014, section 2.3
     config.data.train_sizes = ()
     config.data.mirror = True  # half of the training images; paper, section 7 (test crops)
-    # deviation of the noise along ImageNet's principal colours; 0: none. 0.1: Krizhevsky et al.
-    # 2012, section 4.1
-    config.data.lighting = 0.0
+    # How a patch is resized: bilinear, area, nearest or cubic; random: one of these for each image;
+    # paper, section 6
+    config.data.interpolation = "random"
+    # Factors drawn from 1 - x to 1 + x, in random order; 0: none. Howard 2013, arXiv:1312.5402,
+    # section 2, which the paper's section 6 names
+    config.data.brightness = 0.5
+    config.data.contrast = 0.5
+    config.data.saturation = 0.5
+    config.data.hue = 0.0  # turned by -x to x of the circle, 0 to 0.5; with the three above
+    # deviation of the noise along ImageNet's principal colours; 0: none. Krizhevsky et al. 2012,
+    # section 4.1, and Howard 2013
+    config.data.lighting = 0.1
+    # Operations in a row on each image, drawn from 14, and how strong, 0 to 10; Cubuk et al. 2019,
+    # arXiv:1909.13719: 2 and 9
+    config.data.randaugment_layers = 0
+    config.data.randaugment_magnitude = 9.0
+    config.data.erasing = (
+        0.0  # probability of a noisy rectangle; 0.25: Zhong et al. 2017, section 4
+    )
+    # Of the beta distribution of the share that another image of the batch gets; 0: none. With both
+    # each image takes either, evenly.
+    config.data.mixup = 0.0  # 0.2: Zhang et al. 2017, arXiv:1710.09412, section 3.1
+    config.data.cutmix = 0.0  # 1.0: Yun et al. 2019, arXiv:1905.04899, section 3.1
     config.data.eval_resize = 256  # shorter side before the central crop; reference: 256 images
     config.data.mean = (123.0, 117.0, 104.0)  # RGB; reference: train_val.prototxt, as BGR there
     config.data.std = (1.0, 1.0, 1.0)  # reference: no scaling
+    # What to do with an image that cannot be read: error stops the run and names it, skip goes on
+    # without it and tells at the end of each epoch
+    config.data.unreadable = "error"
+    # Where examples are kept, once they have been read: nowhere, in ram, or in the folder named here
+    config.data.cache = ""
+    config.data.cache_resize = 0  # shorter side in pixels at which larger ones are kept; 0: as read
 
     config.eval = ConfigDict()
     config.eval.batch_size = (

@@ -35,6 +35,7 @@ def get_config(base: str = "zf5") -> ConfigDict:
     config.schedule.every_epochs = 24.0  # twice, when the error stood still: evenly here
     config.average.name = "none"
 
+    googlenet.without_distortions(config)
     config.data.image_size = 224
     config.data.train_sizes = (224, 180)  # section 2.3: an epoch each
     config.eval.sizes = (180,)

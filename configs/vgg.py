@@ -32,6 +32,7 @@ def get_config(depth: str = "16") -> ConfigDict:
     config.schedule.every_epochs = 18.5  # three times, when accuracy stood still: evenly here
     config.average.name = "none"
 
+    googlenet.without_distortions(config)
     config.data.image_size = 224
     config.data.crop = "image"
     config.data.train_resize = (256, 512)  # multi-scale training

@@ -33,6 +33,7 @@ def get_config(name: str = "zfnet") -> ConfigDict:
     config.schedule.every_epochs = 17.5
     config.average.name = "none"
 
+    googlenet.without_distortions(config)
     config.data.image_size = 224  # section 3
     config.data.crop = "square_corners"  # section 3: of the central square of 256
     config.data.train_resize = (256, 256)  # section 3

@@ -18,7 +18,9 @@ SCHEDULES = ("step", "poly", "cosine")
 OPTIMISERS = ("sgd", "rmsprop", "lars", "adamw", "lamb")
 AVERAGES = ("none", "exponential", "plain")
 MOMENTUM_FORMS = ("optax", "caffe")
-CROPS = ("area", "image", "square", "image_corners", "square_corners")
+CROPS = ("area", "image", "square", "warped", "image_corners", "square_corners")
+INTERPOLATIONS = ("random", "bilinear", "area", "nearest", "cubic")
+UNREADABLE = ("error", "skip")
 DTYPES = ("float32", "bfloat16", "float64")
 
 # The fields whose numbers, alone or in a tuple, must be above 0; 0 or more; below 1.
@@ -35,7 +37,9 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("seed", "loss.auxiliary_weight", "loss.label_smoothing"),
     *("model.dropout", "model.auxiliary_dropout", "model.lrn_alpha", "model.auxiliary_bins"),
-    "data.lighting",
+    *("data.brightness", "data.contrast", "data.saturation", "data.hue", "data.lighting"),
+    *("data.randaugment_layers", "data.randaugment_magnitude", "data.erasing"),
+    *("data.mixup", "data.cutmix", "data.cache_resize"),
     *("optim.momentum", "optim.weight_decay", "optim.clip_norm", "optim.betas"),
     "optim.max_filter_rms",
     *("schedule.rate", "schedule.power", "schedule.warmup_epochs", "average.start_epochs"),
@@ -65,6 +69,8 @@ def check(config: ConfigDict) -> None:
     choose("average.name", config.average.name, AVERAGES)
     choose("optim.momentum_form", config.optim.momentum_form, MOMENTUM_FORMS)
     choose("data.crop", config.data.crop, CROPS)
+    choose("data.interpolation", config.data.interpolation, INTERPOLATIONS)
+    choose("data.unreadable", config.data.unreadable, UNREADABLE)
     _check_numbers(fields)
     _check_together(config)
 
@@ -133,7 +139,20 @@ def _check_expression(name, pattern):
         ) from None
 
 
+_AT_MOST = {
+    "data.brightness": 1,
+    "data.contrast": 1,
+    "data.saturation": 1,
+    "data.hue": 0.5,
+    "data.erasing": 1,
+    "data.randaugment_magnitude": 10,
+}
+
+
 def _check_numbers(fields):
+    for name, most in _AT_MOST.items():
+        if fields[name] > most:
+            raise UserError(f"config.{name} is {fields[name]}: it must not exceed {most}")
     if fields["seed"] >= 2**32:  # jax would use its lower bits only
         raise UserError(f"config.seed is {fields['seed']}: it must be below 2^32")
     for names, holds, rule in (
