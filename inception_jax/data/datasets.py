@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from inception_jax.data import idx, image_folder
+from inception_jax.data.repair import Mended
 from inception_jax.data.source import Dataset, InMemory
 from inception_jax.errors import UserError
 
@@ -28,7 +29,8 @@ def load(config: ConfigDict) -> Dataset:
       UserError: the name is unknown, or the set or a split is not there; says where it looked. Or
         an image folder holds something else than images of its classes.
     """
-    return OWN.get(config.name, _tfds)(config)
+    data = OWN.get(config.name, _tfds)(config)
+    return data._replace(train=Mended(data.train), eval=Mended(data.eval))
 
 
 def count_classes(config: ConfigDict) -> int:

@@ -7,24 +7,19 @@ A class's label is its rank among the sorted names of the training split's folde
 deeper within a class; names that start with a dot are ignored.
 """
 
-import io
 import os
-import warnings
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from inception_jax.data import repair
+from inception_jax.data.repair import Unreadable, listed
 from inception_jax.data.source import Dataset
 from inception_jax.errors import UserError
 
-JPEG = ("JPEG", "MPO")  # MPO: several in one file, as telephones write them; the first counts
-ENDS = dict.fromkeys(JPEG, b"\xff\xd9") | {"PNG": b"IEND\xaeB`\x82"}
-# Where Pillow looks for a PNG's orientation: its own chunk, ImageMagick's and XMP.
-PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 THREADS = 16  # that open files, which may lie across a network
 
 
@@ -39,16 +34,15 @@ def load(config: ConfigDict) -> Dataset:
 
     Raises:
       UserError: a folder is missing, empty or not one of classes, the eval split has a class that
-        training has not, or files are no images or damaged.
+        training has not, or files are no images or damaged and are not to be skipped.
     """
-    # for good, since read() runs in threads, where warnings cannot be caught for a while
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     names = class_names(config)
     splits = {
         split: _find(config, split, names)
         for split in dict.fromkeys((config.train_split, config.eval_split))
     }
-    _check_images([path for source in splits.values() for path in source.paths])
+    if config.unreadable == "error":
+        _check_images([path for source in splits.values() for path in source.paths])
     return Dataset(splits[config.train_split], splits[config.eval_split], len(names), names)
 
 
@@ -75,20 +69,16 @@ class ImageFolder:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Returns the file as it is, if it decodes to what Pillow makes of it, else as RGB in PNG.
+        """Returns the file as it is, and its label.
 
         Raises:
-          ValueError: says in a few words why it cannot be read.
+          Unreadable: the file is gone, or may not be read.
         """
         try:
             with open(self.paths[index], "rb") as file:
-                encoded = file.read()
-            with Image.open(io.BytesIO(encoded)) as image:
-                if not _decodes_alike(image, encoded):
-                    encoded = _as_png(image)
-        except Exception as error:  # Pillow's readers raise anything
-            raise ValueError(_reason(error)) from error
-        return encoded, self._labels[index]
+                return file.read(), self._labels[index]
+        except OSError as error:
+            raise Unreadable(error.strerror) from error
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -101,7 +91,7 @@ def _find(config, split, names):
     if unknown := [name for name in classes if name not in names]:
         raise UserError(
             f"{folder} has classes that {_split_folder(config, config.train_split)} lacks:"
-            f" {_listed(unknown)}: add them there, or move them away"
+            f" {listed(unknown)}: add them there, or move them away"
         )
     files = {name: _files(folder / name) for name in classes}
     if empty := [name for name in classes if not files[name]]:
@@ -123,7 +113,7 @@ def _split_folder(config, split):
     splits, _ = _entries(folder)
     if split not in splits:
         raise UserError(
-            f"{folder} has no folder {split!r} (it has {_listed(splits) or 'none'}): set"
+            f"{folder} has no folder {split!r} (it has {listed(splits) or 'none'}): set"
             " config.data.train_split and config.data.eval_split to folders in it, or"
             " config.data.dir to another"
         )
@@ -135,7 +125,7 @@ def _classes(folder):
     loose = [name for name in others if Path(name).suffix.lower() in Image.registered_extensions()]
     if loose:
         raise UserError(
-            f"{folder} has images outside of class folders: {_listed(loose)}: move each into"
+            f"{folder} has images outside of class folders: {listed(loose)}: move each into"
             f" {folder}/CLASS/"
         )
     if not classes:
@@ -160,18 +150,13 @@ def _entries(folder):
     return [name for name in names if kinds[name]], [name for name in names if not kinds[name]]
 
 
-def _listed(names):
-    further = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + further
-
-
 def _check_images(paths):
-    Image.init()  # which is not safe in threads
+    repair.ready_for_threads()
     with ThreadPool(THREADS) as pool:
         faults = pool.map(_fault, paths)
     if bad := [f"{path} ({fault})" for path, fault in zip(paths, faults, strict=True) if fault]:
         raise UserError(
-            f"{len(bad)} of {len(paths)} files cannot be read as images: {_listed(bad)}: replace"
+            f"{len(bad)} of {len(paths)} files cannot be read as images: {listed(bad)}: replace"
             " them by whole images, or remove them"
         )
 
@@ -186,51 +171,8 @@ def _fault(path):
             file.seek(max(0, size - 8))
             end = file.read()
             with Image.open(file) as image:
-                if not end.endswith(ENDS.get(image.format, b"")):
+                if not end.endswith(repair.ENDS.get(image.format, b"")):
                     image.load()
     except Exception as error:  # Pillow's readers raise anything
-        return _reason(error)
+        return repair.reason(error)
     return None
-
-
-def _reason(error):
-    match error:
-        case UnidentifiedImageError():
-            return "not an image"
-        case Image.DecompressionBombError():
-            return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
-        case OSError() if error.strerror:
-            return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _decodes_alike(image, encoded):
-    """Whether TensorFlow decodes the file to the pixels that Pillow has."""
-    if image.format == "PNG":
-        # TensorFlow refuses one without its end. Metadata behind the pixels would be searched for
-        # by decoding these.
-        plain = encoded.endswith(ENDS["PNG"])
-        return plain and not (any(m in encoded for m in PNG_METADATA) and _is_turned(image))
-    return image.format in JPEG and image.mode in ("L", "RGB") and not _is_turned(image)
-
-
-def _is_turned(image):
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-
-
-def _as_png(image):
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = _high_byte(np.asarray(image))
-    elif image.mode == "F":
-        raise ValueError("pixels are floating-point numbers, of no known range")
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)  # it is decoded at once
-    return buffer.getvalue()
-
-
-def _high_byte(pixels):
-    """8 bits of 16, as Pillow and TensorFlow take them of 16 bits in colour."""
-    if pixels.min() < 0 or pixels.max() >= 2**16:  # mode I holds 32 bits as well
-        raise ValueError("pixels have more than 16 bits")
-    return Image.fromarray((pixels >> 8).astype(np.uint8))

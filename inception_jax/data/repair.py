@@ -1,0 +1,171 @@
+"""Images as people save them: what is odd is mended when it is read, what cannot be read says why.
+
+ImageNet holds JPEGs in CMYK, PNGs and GIFs that are named .JPEG, photographs that lie on their
+side; other collections hold worse.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from inception_jax.data.source import Source
+
+JPEG = ("JPEG", "MPO")  # MPO: several in one file, as telephones write them; the first counts
+ENDS = dict.fromkeys(JPEG, b"\xff\xd9") | {"PNG": b"IEND\xaeB`\x82"}
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above, Pillow takes it for a decompression bomb
+# Where Pillow looks for a PNG's orientation: its own chunk, ImageMagick's and XMP.
+PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+class Unreadable(ValueError):
+    """Why an image cannot be read, in a few words."""
+
+
+def mend(encoded: bytes) -> bytes:
+    """Returns a JPEG or PNG that TensorFlow decodes to the upright image that it is meant to be.
+
+    That is the file as it is where TensorFlow sees what Pillow sees, else Pillow's image as RGB in
+    PNG. The files as they should be are told from the others by their headers alone.
+
+    Raises:
+      Unreadable: it is no image, is cut short, has too many pixels, ...; what is damaged further
+        in is found when it is decoded.
+    """
+    try:
+        if _is_plain_jpeg(encoded) or _is_plain_png(encoded):
+            return encoded
+        with Image.open(io.BytesIO(encoded)) as image:
+            if is_turned(image) or not _decodes_alike(image, encoded):
+                return _as_png(image)
+            if not encoded.endswith(ENDS[image.format]):
+                image.load()  # cut short, or with something behind its end
+            return encoded
+    except Exception as error:  # Pillow's readers raise anything
+        raise Unreadable("zero bytes" if not encoded else reason(error)) from error
+
+
+def fault(encoded: bytes) -> str | None:
+    """Why an image cannot be read, or None; a good one costs no more than a look at its header."""
+    try:
+        mend(encoded)
+    except Unreadable as error:
+        return str(error)
+    return None
+
+
+def ready_for_threads() -> None:
+    """Silences Pillow and loads its formats, neither of which can be done in threads."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    Image.init()
+
+
+def reason(error: Exception) -> str:
+    """What an exception of Pillow's means, in a few words."""
+    match error:
+        case UnidentifiedImageError():
+            return "not an image"
+        case Image.DecompressionBombError():
+            return f"more than {MOST_PIXELS:,} pixels"
+        case OSError() if error.strerror:
+            return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether its EXIF says that it does not lie as it should be seen."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+
+
+class Mended:
+    """A split whose images are mended when they are read.
+
+    Attributes:
+      faults: why, by index, of all examples that were found to be unreadable.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.faults: dict[int, str] = {}
+        ready_for_threads()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Returns a JPEG or PNG for TensorFlow, and the label.
+
+        Raises:
+          Unreadable: the example is, or has been found to be.
+        """
+        if index in self.faults:
+            raise Unreadable(self.faults[index])
+        try:
+            encoded, label = self._source.read(index)
+            return mend(encoded), label
+        except Unreadable as error:
+            self.faults[index] = str(error)
+            raise
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five, and how many there are besides."""
+    further = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + further
+
+
+def _is_plain_jpeg(encoded):
+    """Whether it is whole, of 8 bits, grey or in three colours, of a bearable size and upright."""
+    if not (encoded.startswith(b"\xff\xd8") and encoded.endswith(ENDS["JPEG"])):
+        return False
+    at = 2
+    while at + 10 <= len(encoded) and encoded[at] == 0xFF:
+        marker, length = encoded[at + 1], int.from_bytes(encoded[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xC2:  # a frame: baseline, extended or progressive
+            precision, channels = encoded[at + 4], encoded[at + 9]
+            height = int.from_bytes(encoded[at + 5 : at + 7], "big")
+            width = int.from_bytes(encoded[at + 7 : at + 9], "big")
+            return precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
+        if not 0xC4 <= marker <= 0xFE or 0xD0 <= marker <= 0xDA:  # nothing that a header holds
+            return False
+        if marker == 0xE1 and encoded[at + 4 : at + 8] != b"http":  # EXIF, which Pillow reads
+            return False
+        at += 2 + length
+    return False
+
+
+def _is_plain_png(encoded):
+    """Whether it is whole, of a bearable size and says nothing of an orientation."""
+    if not (encoded.startswith(b"\x89PNG\r\n\x1a\n") and encoded.endswith(ENDS["PNG"])):
+        return False
+    width, height = int.from_bytes(encoded[16:20], "big"), int.from_bytes(encoded[20:24], "big")
+    return 0 < height * width <= MOST_PIXELS and not any(m in encoded for m in PNG_METADATA)
+
+
+def _decodes_alike(image, encoded):
+    if image.format == "PNG":  # TensorFlow refuses one without its end
+        return encoded.endswith(ENDS["PNG"])
+    return image.format in JPEG and image.mode in ("L", "RGB")
+
+
+def _as_png(image):
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = _high_byte(np.asarray(image))
+    elif image.mode == "F":
+        raise ValueError("pixels are floating-point numbers, of no known range")
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)  # it is decoded at once
+    return buffer.getvalue()
+
+
+def _high_byte(pixels):
+    """8 bits of 16, as Pillow and TensorFlow take them of 16 bits in colour."""
+    if pixels.min() < 0 or pixels.max() >= 2**16:  # mode I holds 32 bits as well
+        raise ValueError("pixels have more than 16 bits")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
