@@ -38,8 +38,8 @@ MODEL_FIELDS = {
 
 
 def without_distortions(config: ConfigDict) -> None:
-    """Leaves colours alone and resizes bilinearly, for recipes of other papers and other images."""
-    config.data.interpolation = "bilinear"
+    """Leaves colours alone and resizes as well as can be, for other papers and other images."""
+    config.data.interpolation = "antialiased"
     config.data.brightness = 0.0
     config.data.contrast = 0.0
     config.data.saturation = 0.0
@@ -132,8 +132,8 @@ def get_config() -> ConfigDict:
     # sides in pixels, in turn by epochs; none: image_size. (224, 180): He et al. 2014, section 2.3
     config.data.train_sizes = ()
     config.data.mirror = True  # half of the training images; paper, section 7 (test crops)
-    # How a patch is resized: bilinear, area, nearest or cubic; random: one of these for each image;
-    # paper, section 6
+    # How a patch is resized: bilinear, area, nearest, cubic, or random, one of these four for each
+    # image; paper, section 6. antialiased: bilinear over all that a pixel covers
     config.data.interpolation = "random"
     # Factors drawn from 1 - x to 1 + x, in random order; 0: none. Howard 2013, arXiv:1312.5402,
     # section 2, which the paper's section 6 names
@@ -161,9 +161,11 @@ def get_config() -> ConfigDict:
     # What to do with an image that cannot be read: error stops the run and names it, skip goes on
     # without it and tells at the end of each epoch
     config.data.unreadable = "error"
-    # Where examples are kept, once they have been read: nowhere, in ram, or in the folder named here
+    # Where examples stay that were read once: nowhere, in ram, or in the folder named here
     config.data.cache = ""
-    config.data.cache_resize = 0  # shorter side in pixels at which larger ones are kept; 0: as read
+    config.data.cache_resize = (
+        0  # shorter side in pixels to which larger ones are reduced for it; 0: as read
+    )
 
     config.eval = ConfigDict()
     config.eval.batch_size = (

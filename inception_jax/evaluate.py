@@ -9,7 +9,7 @@ checkpoint, on the evaluation split of its own config. Nothing is written.
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from absl import flags
@@ -31,7 +31,11 @@ class Stopped(Exception):
 
 
 def evaluate(
-    eval_step: Callable, state, batches: Iterable[dict[str, Any]], examples: int
+    eval_step: Callable,
+    state,
+    batches: Iterable[dict[str, Any]],
+    examples: int,
+    skipped: Collection[int] = (),
 ) -> dict[str, float]:
     """Sums eval_step over batches.
 
@@ -40,12 +44,13 @@ def evaluate(
       state: a TrainState.
       batches: padded global batches with `valid`, on the devices.
       examples: how many images the split has.
+      skipped: those that turn out to be unreadable, in the course of the batches.
 
     Returns:
       top1, top5 (shares in [0, 1]), loss (mean cross entropy) and examples.
 
     Raises:
-      RuntimeError: the batches did not hold every image once.
+      RuntimeError: the batches did not hold once every image that can be read.
     """
     import jax
 
@@ -53,6 +58,7 @@ def evaluate(
     for batch in batches:
         sums = jax.device_get(eval_step(state, batch))
         totals = {name: total + sums[name].item() for name, total in totals.items()}
+    examples -= len(skipped)
     if totals["examples"] != examples:
         raise RuntimeError(f"counted {totals['examples']} images of {examples}")
     result = {name: totals[name] / examples for name in ("top1", "top5", "loss")}
@@ -92,12 +98,15 @@ def at_every_size(
         ):
             if interrupted():
                 raise Stopped
-            yield sharding.place_batch(batch, evaluation.mesh)
+            yield batch
+
+    def placed(batch):
+        return sharding.place_batch(batch, evaluation.mesh)
 
     row: dict[str, float] = {}
     for size, batch in evaluation.eval_batch.items():
-        placed = batches(size, len(batch["label"]))
-        result = evaluate(evaluation.eval_step, state, placed, len(source))
+        ahead = sharding.place_ahead(batches(size, len(batch["label"])), placed)
+        result = evaluate(evaluation.eval_step, state, ahead, len(source), source.faults)
         if row:
             result = {f"{name}_{size}": result[name] for name in ("top1", "top5", "loss")}
         row |= result

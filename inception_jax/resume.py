@@ -36,6 +36,13 @@ FIXED = (
 )
 
 
+# Of config.data, fields that stored configs may lack, and 0 was what a run did.
+NOT_YET = (
+    *("brightness", "contrast", "saturation", "hue", "randaugment_layers", "erasing"),
+    *("mixup", "cutmix", "cache_resize"),
+)
+
+
 def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> list[str]:
     """Lists what differs from the stored config, a line each.
 
@@ -54,8 +61,12 @@ def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> l
             f"{workdir} holds imported weights, not a run: start one from them with"
             f" --config.init_from={workdir} and another --workdir"
         )
-    # stored before there were these fields: one size, from the start, every parameter trained
+    # stored before there were these fields: one size, from the start, every parameter trained,
+    # colours as they are
     before = {"data.train_sizes": [], "eval.sizes": [], "init_from": "", "optim.freeze": []}
+    before |= {"data.interpolation": "antialiased", "data.unreadable": "error", "data.cache": ""}
+    before["data.randaugment_magnitude"] = 9.0
+    before |= dict.fromkeys(map("data.{}".format, NOT_YET), 0)
     stored = before | _spelt_out(meta["config"])
     given = _spelt_out(json.loads(config.to_json_best_effort()))
     differing = [name for name in given | stored if given.get(name) != stored.get(name)]

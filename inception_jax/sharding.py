@@ -1,5 +1,9 @@
 """The mesh, and where on it a run's arrays live: the one place that knows of devices and hosts."""
 
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -54,6 +58,21 @@ def local_rows(batch_size: int) -> slice:
     """The rows of each global batch that this process reads: one contiguous share per process."""
     share = batch_size // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def place_ahead(batches: Iterable[dict[str, Any]], place: Callable) -> Iterator[dict[str, Any]]:
+    """Yields each batch placed, with the next one already on its way to the devices.
+
+    Args:
+      batches: on the host.
+      place: what to do with each.
+    """
+    ahead: collections.deque = collections.deque()
+    for batch in batches:
+        ahead.append(place(batch))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -25,6 +25,7 @@ from inception_jax import (
 from inception_jax.checkpoint import Checkpoints
 from inception_jax.console import Console
 from inception_jax.data import datasets, order, pipeline
+from inception_jax.data.repair import listed
 from inception_jax.errors import UserError
 from inception_jax.metrics import Mark, MetricsLog
 
@@ -73,6 +74,8 @@ class Run:
         self.config_json = json.loads(config.to_json_best_effort())
         self.given = self._given()
         self.state = None
+        self.skipped: dict[int, list[int]] = {}  # examples that cannot be read, by epoch
+        self.skipped_in_evaluation = 0
         self.evaluation: dict = {}  # the newest one
         self.best: dict = {}  # the one with the highest top-1
         self.train_seconds = 0.0  # without evaluation and saving
@@ -169,9 +172,10 @@ class Run:
             config.data,
             config.seed,
         )
+        ahead = sharding.place_ahead(batches, self._place)
         clock = _Clock(config.batch_size)
         late = None  # the step before this one, whose metrics the device may still be computing
-        for batch in batches:
+        for batch in clock.waiting_for(ahead):
             size = batch["image"].shape[1]
             if size not in train_steps:
                 if late:
@@ -180,9 +184,9 @@ class Run:
                 with clock.paused():
                     lowered = prog.train_step.lower(prog.state, prog.train_batch[size])
                     train_steps[size] = lowered.compile()
-            placed = sharding.place_batch(batch, prog.mesh)
-            self.state, metrics = train_steps[size](self.state, placed)
+            self.state, metrics = train_steps[size](self.state, batch)
             step += 1
+            self._tell_skipped(step)
             if late:
                 self._record(*late, clock)
             late = (step, metrics)
@@ -201,13 +205,29 @@ class Run:
             clock.start()
         return step
 
+    def _place(self, batch):
+        for epoch, due, example in zip(*map(batch.get, ("epoch", "due", "example")), strict=True):
+            if due != example:
+                self.skipped.setdefault(int(epoch), []).append(int(due))
+        placed = {name: rows for name, rows in batch.items() if name != "due"}
+        return sharding.place_batch(placed, self.prog.mesh)
+
+    def _tell_skipped(self, step):
+        """Tells at the end of an epoch what was left out of it, as far as it was read here."""
+        last = step == self.prog.total_steps
+        for epoch in sorted(self.skipped):
+            if not last and step * self.config.batch_size < (epoch + 1) * len(self.data.train):
+                return
+            told = [self.data.train.told(index) for index in sorted(self.skipped.pop(epoch))]
+            self.console.line(f"epoch {epoch + 1}: {len(told)} unreadable, skipped: {listed(told)}")
+
     def _record(self, step, metrics, clock):
         """Checks and logs the metrics of one step; waits until the device has them."""
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
         self._check_finite(step, row["rate"], row, ("loss", "grad_norm", "param_norm"))
         clock.tick()
         if step % self.config.log_every_steps == 0:
-            row["images_per_second"] = clock.images_per_second()
+            row["images_per_second"], row["data_wait"] = clock.lap()
             left = (self.prog.total_steps - step) * self.config.batch_size
             self.log.append({"kind": "train", "step": step, "epoch": self._epoch(step)} | row)
             row["seconds_left"] = left / row["images_per_second"]
@@ -246,6 +266,11 @@ class Run:
         self._check_finite(step, float(self.prog.schedule(step - 1)), row, losses)
         self.log.append(row)
         self.console.evaluation(row)
+        faults = self.data.eval.faults
+        if len(faults) > self.skipped_in_evaluation:
+            self.skipped_in_evaluation = len(faults)
+            told = [self.data.eval.told(index) for index in sorted(faults)]
+            self.console.line(f"evaluation: {len(told)} unreadable, left out: {listed(told)}")
         self.evaluation = row
         if not self.best or row["top1"] > self.best["top1"]:
             self.best = {"step": step, "top1": row["top1"]}
@@ -305,17 +330,29 @@ class _Clock:
 
     def start(self):
         self._started = self._since = time.monotonic()
-        self._steps = 0
+        self._steps, self._waited = 0, 0.0
 
     def tick(self):
         self._steps += 1
 
-    def images_per_second(self):
-        """Returns the speed since the last call."""
+    def lap(self):
+        """Returns images a second since the last call, and the share of time without a batch."""
         now = time.monotonic()
-        speed = self._steps * self._batch_size / (now - self._since)
-        self._since, self._steps = now, 0
-        return speed
+        passed = now - self._since
+        found = self._steps * self._batch_size / passed, self._waited / passed
+        self._since, self._steps, self._waited = now, 0, 0.0
+        return found
+
+    def waiting_for(self, batches):
+        """Yields each batch, and adds up how long it took to come."""
+        batches = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
 
     @contextlib.contextmanager
     def paused(self):

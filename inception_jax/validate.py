@@ -19,7 +19,7 @@ OPTIMISERS = ("sgd", "rmsprop", "lars", "adamw", "lamb")
 AVERAGES = ("none", "exponential", "plain")
 MOMENTUM_FORMS = ("optax", "caffe")
 CROPS = ("area", "image", "square", "warped", "image_corners", "square_corners")
-INTERPOLATIONS = ("random", "bilinear", "area", "nearest", "cubic")
+INTERPOLATIONS = ("random", "antialiased", "bilinear", "area", "nearest", "cubic")
 UNREADABLE = ("error", "skip")
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -184,6 +184,11 @@ def _check_together(config):
         raise UserError(
             f"config.data.train_resize={config.data.train_resize} begins below"
             f" config.data.image_size={config.data.image_size}: the crop would not fit"
+        )
+    if config.data.cache_resize > 0 and not config.data.cache:
+        raise UserError(
+            f"config.data.cache_resize={config.data.cache_resize} reduces what is kept, and nothing"
+            " is: set config.data.cache to ram or to a folder"
         )
     if len({config.data.image_size, *config.eval.sizes}) <= len(config.eval.sizes):
         raise UserError(

@@ -67,7 +67,7 @@ RULES = {
     ),
     "data.crop_aspect": ([(TINY, TINY), (2.0, 3.0)], [(0.0, 1.0), (1.001, 1.0), (1.0, 2.0, 3.0)]),
     "data.crop": (
-        ["area", "image", "square", "image_corners", "square_corners"],
+        ["area", "image", "square", "warped", "image_corners", "square_corners"],
         ["", "center", "corners"],
     ),
     "data.train_resize": (
@@ -76,6 +76,22 @@ RULES = {
     ),
     "data.train_sizes": ([(), (1,), (224, 180, 224)], [(0,), (224, -1), (180.0,), ("x",)]),
     "data.lighting": ([0.0, 0.1], [-TINY, float("nan")]),
+    "data.interpolation": (
+        ["random", "antialiased", "bilinear", "area", "nearest", "cubic"],
+        ["", "bicubic"],
+    ),
+    **{
+        f"data.{name}": ([0.0, most], [-TINY, most + TINY, float("nan")])
+        for name, most in (
+            *(("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)),
+            *(("erasing", 1), ("randaugment_magnitude", 10)),
+        )
+    },
+    "data.randaugment_layers": ([0, 3], [-1]),
+    "data.mixup": ([0.0, 2.0], [-TINY, float("inf")]),
+    "data.cutmix": ([0.0, 2.0], [-TINY, float("inf")]),
+    "data.unreadable": (["error", "skip"], ["", "ignore"]),
+    "data.cache_resize": ([0], [-1, 256]),  # nothing is kept
     "eval.sizes": ([(), (1,), (223, 225)], [(0,), (180, -1), (180.0,), (180, 180), (224,)]),
     "data.mean": ([(-1.0, 0.0, 999.0)], [(0.0, 0.0), (0.0,) * 4, (0.0, 0.0, "x"), ()]),
     "data.std": ([(TINY,) * 3], [(0.0, 1.0, 1.0), (1.0, 1.0, -1.0), (1.0, 1.0), (1.0,) * 4]),

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from inception_jax.data import idx, image_folder
+from inception_jax.data.cache import Cached
 from inception_jax.data.repair import Mended
 from inception_jax.data.source import Dataset, InMemory
 from inception_jax.errors import UserError
@@ -30,7 +31,13 @@ def load(config: ConfigDict) -> Dataset:
         an image folder holds something else than images of its classes.
     """
     data = OWN.get(config.name, _tfds)(config)
-    return data._replace(train=Mended(data.train), eval=Mended(data.eval))
+    if not config.cache:
+        return data._replace(train=Mended(data.train), eval=Mended(data.eval))
+    train = Cached(data.train, config.train_split, config)
+    same = config.eval_split == config.train_split
+    return data._replace(
+        train=train, eval=train if same else Cached(data.eval, config.eval_split, config)
+    )
 
 
 def count_classes(config: ConfigDict) -> int:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from inception_jax.data import repair
-from inception_jax.data.repair import Unreadable, listed
+from inception_jax.data.repair import listed
 from inception_jax.data.source import Dataset
 from inception_jax.errors import UserError
 
@@ -72,13 +72,13 @@ class ImageFolder:
         """Returns the file as it is, and its label.
 
         Raises:
-          Unreadable: the file is gone, or may not be read.
+          OSError: the file is gone, or may not be read.
         """
         try:
             with open(self.paths[index], "rb") as file:
                 return file.read(), self._labels[index]
         except OSError as error:
-            raise Unreadable(error.strerror) from error
+            raise OSError(error.strerror) from error  # less the path, which its name has
 
     def name(self, index: int) -> str:
         return self.paths[index]

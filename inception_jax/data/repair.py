@@ -15,9 +15,13 @@ from inception_jax.data.source import Source
 
 JPEG = ("JPEG", "MPO")  # MPO: several in one file, as telephones write them; the first counts
 ENDS = dict.fromkeys(JPEG, b"\xff\xd9") | {"PNG": b"IEND\xaeB`\x82"}
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above, Pillow takes it for a decompression bomb
 # Where Pillow looks for a PNG's orientation: its own chunk, ImageMagick's and XMP.
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+def most_pixels() -> int:
+    """Above, Pillow takes an image for a decompression bomb."""
+    return 2 * Image.MAX_IMAGE_PIXELS
 
 
 class Unreadable(ValueError):
@@ -68,7 +72,7 @@ def reason(error: Exception) -> str:
         case UnidentifiedImageError():
             return "not an image"
         case Image.DecompressionBombError():
-            return f"more than {MOST_PIXELS:,} pixels"
+            return f"more than {most_pixels():,} pixels"
         case OSError() if error.strerror:
             return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -112,6 +116,10 @@ class Mended:
     def name(self, index: int) -> str:
         return self._source.name(index)
 
+    def told(self, index: int) -> str:
+        """Names an example that was found to be unreadable, and says why."""
+        return f"{self.name(index)} ({self.faults[index]})"
+
 
 def listed(names: Sequence[str]) -> str:
     """The first five, and how many there are besides."""
@@ -130,7 +138,7 @@ def _is_plain_jpeg(encoded):
             precision, channels = encoded[at + 4], encoded[at + 9]
             height = int.from_bytes(encoded[at + 5 : at + 7], "big")
             width = int.from_bytes(encoded[at + 7 : at + 9], "big")
-            return precision == 8 and channels in (1, 3) and 0 < height * width <= MOST_PIXELS
+            return precision == 8 and channels in (1, 3) and 0 < height * width <= most_pixels()
         if not 0xC4 <= marker <= 0xFE or 0xD0 <= marker <= 0xDA:  # nothing that a header holds
             return False
         if marker == 0xE1 and encoded[at + 4 : at + 8] != b"http":  # EXIF, which Pillow reads
@@ -144,7 +152,7 @@ def _is_plain_png(encoded):
     if not (encoded.startswith(b"\x89PNG\r\n\x1a\n") and encoded.endswith(ENDS["PNG"])):
         return False
     width, height = int.from_bytes(encoded[16:20], "big"), int.from_bytes(encoded[20:24], "big")
-    return 0 < height * width <= MOST_PIXELS and not any(m in encoded for m in PNG_METADATA)
+    return 0 < height * width <= most_pixels() and not any(m in encoded for m in PNG_METADATA)
 
 
 def _decodes_alike(image, encoded):

@@ -9,8 +9,14 @@ from PIL import Image
 
 from configs import digits
 from inception_jax.data import order, pipeline
+from inception_jax.data.repair import Mended
 from inception_jax.errors import UserError
 
+REASONS = {
+    "reading": "[Errno 2] No such file: 'picture{}.png'; put",
+    "looking": "not an image; put",
+    "decoding": "Invalid PNG data, size ",
+}
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (10, 8, 8, 3), np.uint8)
 LABELS = RNG.permutation(10)
@@ -38,20 +44,30 @@ class Source:
         return f"picture {index}"
 
 
-class Unreadable(Source):
-    """Some of its pictures fail in reading, others in decoding, each so many times."""
+def damaged(index):
+    """A PNG whose pixels are not what they were when it was saved."""
+    encoded, _ = Source().read(index)
+    at = encoded.index(b"IDAT") + 9
+    return encoded[:at] + bytes([encoded[at] ^ 255]) + encoded[at + 1 :]
 
-    def __init__(self, reading=(), decoding=(), times=99):
+
+class Unreadable(Source):
+    """Some of its pictures fail in reading, in the look at them or in decoding, so many times."""
+
+    def __init__(self, reading=(), looking=(), decoding=(), times=99):
         super().__init__()
-        self.reading, self.decoding = dict.fromkeys(reading, times), dict.fromkeys(decoding, times)
+        self.failing = {
+            kind: dict.fromkeys(which, times)
+            for kind, which in zip(REASONS, (reading, looking, decoding), strict=True)
+        }
 
     def read(self, index):
-        for failing, encoded in ((self.reading, None), (self.decoding, b"no image")):
+        for kind, failing in self.failing.items():
             if failing.get(index, 0):
                 failing[index] -= 1
-                if encoded is None:
+                if kind == "reading":
                     raise FileNotFoundError(2, "No such file", f"picture{index}.png")
-                return encoded, 0
+                return b"no image" if kind == "looking" else damaged(index), 0
         return super().read(index)
 
 
@@ -69,9 +85,8 @@ def listed(step):
 
 
 def train(steps, local=slice(0, 4), rows=listed, source=None, **changes):
-    return list(
-        pipeline.training(source or Source(), rows, local, steps, settings(**changes), seed=1)
-    )
+    source = source if isinstance(source, Mended) else Mended(source or Source())
+    return list(pipeline.training(source, rows, local, steps, settings(**changes), seed=1))
 
 
 def assert_same(ours, theirs):
@@ -87,7 +102,8 @@ RANDOM = {"crop_area": (0.1, 0.9), "crop_aspect": (0.5, 2.0)}
 
 
 def test_each_row_holds_the_example_that_the_order_names():
-    kinds = {"image": np.uint8, "label": np.int32, "epoch": np.int32, "example": np.int32}
+    kinds = {"image": np.uint8, "label": np.int32}
+    kinds |= dict.fromkeys(("epoch", "example", "due"), np.int32)
     batches = train(range(6))
     assert len(batches) == 6
     for step, batch in enumerate(batches):
@@ -96,6 +112,7 @@ def test_each_row_holds_the_example_that_the_order_names():
         np.testing.assert_array_equal(batch["label"], LABELS[EXAMPLES[step]])
         np.testing.assert_array_equal(batch["epoch"], EPOCHS[step])
         np.testing.assert_array_equal(batch["example"], EXAMPLES[step])
+        np.testing.assert_array_equal(batch["due"], EXAMPLES[step])
 
 
 @pytest.mark.parametrize("start", [1, 4, 5])
@@ -171,7 +188,7 @@ def test_starting_late_reads_nothing_of_what_came_before():
 def test_evaluation_yields_every_image_once_and_marks_the_rest(batch_size):
     rows, steps = order.evaluation(10, batch_size), range(-(-10 // batch_size))
     batches = list(
-        pipeline.evaluation(Source(), rows, slice(0, batch_size), steps, settings(**RANDOM))
+        pipeline.evaluation(Mended(Source()), rows, slice(0, batch_size), steps, settings(**RANDOM))
     )
     assert all(batch.keys() == {"image", "label", "valid"} for batch in batches)
     assert all(len(batch["label"]) == batch_size for batch in batches)
@@ -186,7 +203,9 @@ def test_evaluation_yields_every_image_once_and_marks_the_rest(batch_size):
 def test_evaluation_at_another_size_is_that_of_the_same_images():
     """Twice as large: the mean of each four pixels is near what they were made of."""
     rows = order.evaluation(10, 4)
-    batches = list(pipeline.evaluation(Source(), rows, slice(0, 4), range(3), settings(), 16))
+    batches = list(
+        pipeline.evaluation(Mended(Source()), rows, slice(0, 4), range(3), settings(), 16)
+    )
     assert [batch["image"].shape for batch in batches] == [(4, 16, 16, 3)] * 3
     label = np.concatenate([batch["label"] for batch in batches])[:10]
     np.testing.assert_array_equal(label, LABELS)
@@ -199,7 +218,7 @@ def test_evaluation_at_another_size_is_that_of_the_same_images():
 def test_hosts_together_evaluate_every_image_once():
     rows = order.evaluation(10, 4)
     parts = [
-        list(pipeline.evaluation(Source(), rows, local, range(3), settings()))
+        list(pipeline.evaluation(Mended(Source()), rows, local, range(3), settings()))
         for local in (slice(0, 2), slice(2, 4))
     ]
     labels = [
@@ -221,12 +240,6 @@ def until_error(batches):
     return came, str(caught.value)
 
 
-REASONS = {
-    "reading": "[Errno 2] No such file: 'picture{}.png'; put",
-    "decoding": "Unknown image file format. One of JPEG, ",
-}
-
-
 @pytest.mark.parametrize("kind", REASONS)
 @pytest.mark.parametrize("place", range(2, 10))
 def test_the_first_image_that_cannot_be_read_is_named_when_it_is_due(place, kind):
@@ -235,7 +248,7 @@ def test_the_first_image_that_cannot_be_read_is_named_when_it_is_due(place, kind
     examples = np.concatenate([rows(step).example for step in range(5)]).tolist()
     source = Unreadable(**{kind: (examples[place], examples[9])})
     steps = range(1, 5)
-    batches = pipeline.training(source, rows, slice(0, 2), steps, settings(), seed=1)
+    batches = pipeline.training(Mended(source), rows, slice(0, 2), steps, settings(), seed=1)
     came, text = until_error(batches)
     assert [batch["example"].tolist() for batch in came] == [
         examples[2 * step : 2 * step + 2] for step in range(1, place // 2)
@@ -247,7 +260,7 @@ def test_the_first_image_that_cannot_be_read_is_named_when_it_is_due(place, kind
 
 def test_a_host_names_an_image_of_its_own_rows():
     source = Unreadable(decoding=EXAMPLES[0])
-    batches = pipeline.training(source, listed, slice(2, 4), range(6), settings(), seed=1)
+    batches = pipeline.training(Mended(source), listed, slice(2, 4), range(6), settings(), seed=1)
     _, text = until_error(batches)
     assert text.startswith(f"picture {EXAMPLES[0, 2]} ")
 
@@ -256,15 +269,69 @@ def test_a_host_names_an_image_of_its_own_rows():
 def test_evaluation_names_an_image_that_cannot_be_read(kind):
     rows = order.evaluation(10, 4)
     batches = pipeline.evaluation(
-        Unreadable(**{kind: (9,)}), rows, slice(0, 4), range(3), settings()
+        Mended(Unreadable(**{kind: (9,)})), rows, slice(0, 4), range(3), settings()
     )
     came, text = until_error(batches)
     assert [len(batch["label"]) for batch in came] == [4, 4]
     assert text.startswith("picture 9 cannot be read: ")
 
 
-@pytest.mark.parametrize("kind", REASONS)
+@pytest.mark.parametrize("kind", ["reading", "decoding"])
 def test_what_fails_only_once_is_no_fault_of_an_image(kind):
     source = Unreadable(**{kind: (EXAMPLES[1, 0],)}, times=1)
     with pytest.raises(tf.errors.OpError):
         train(range(6), source=source)
+
+
+SKIPPED = {"reading": (3,), "looking": (0, 4), "decoding": (5, 9)}  # so 3 to 5 become 6
+
+
+@pytest.mark.parametrize("local", [slice(0, 4), slice(1, 3)])
+def test_what_cannot_be_read_is_skipped_for_the_next_that_can(local):
+    """On every host, after a resume and wherever it comes up alike: with the same patch."""
+    source = Mended(Unreadable(**SKIPPED))
+    batches = train(range(6), local, source=source, unreadable="skip", **RANDOM)
+    instead = {0: 1, 3: 6, 4: 6, 5: 6, 9: 1}
+    for step, batch in enumerate(batches):
+        due = EXAMPLES[step][local]
+        np.testing.assert_array_equal(batch["due"], due)
+        expected = [instead.get(index, index) for index in due.tolist()]
+        assert batch["example"].tolist() == expected
+
+        def of_these(step):
+            example = np.array([instead.get(i, i) for i in EXAMPLES[step].tolist()], np.int32)
+            return order.Rows(EPOCHS[step].astype(np.int32), example, ALL)
+
+        [whole] = train(range(step, step + 1), local, of_these, **RANDOM)
+        assert (batch["image"] == whole["image"]).all()
+        assert (batch["label"] == whole["label"]).all()
+    due = set(EXAMPLES[:, local].ravel().tolist())
+    assert {0, 3} & due
+    for kind, failing in SKIPPED.items():
+        for index in due & set(failing):
+            reason = REASONS[kind].format(index).removesuffix("; put")
+            assert source.faults[index].startswith(reason)
+    again = train(range(3, 6), local, source=source, unreadable="skip", **RANDOM)
+    assert_same(again, batches[3:])
+
+
+def test_evaluation_leaves_out_what_cannot_be_read_and_counts_all_else_once():
+    source = Mended(Unreadable(**SKIPPED))
+    rows = order.evaluation(10, 4)
+    config = settings(unreadable="skip")
+    batches = list(pipeline.evaluation(source, rows, slice(0, 4), range(3), config))
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    label = np.concatenate([batch["label"] for batch in batches])
+    left = [index for index in range(10) if index not in (0, 3, 4, 5, 9)]
+    assert np.flatnonzero(valid).tolist() == left
+    np.testing.assert_array_equal(label[valid], LABELS[left])
+    assert sorted(source.faults) == [0, 3, 4, 5, 9]
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_where_nothing_can_be_read_that_is_told(kind):
+    source = Mended(Unreadable(**{kind: range(10)}))
+    rows = order.training(10, 2, seed=0)
+    config = settings(unreadable="skip")
+    with pytest.raises(UserError, match=r"none of 10 images can be read: picture 0 \("):
+        list(pipeline.training(source, rows, slice(0, 2), range(5), config, seed=1))
