@@ -49,7 +49,12 @@ class Cached(Mended):
         found = self._kept.get(index)
         if found is None:
             encoded, label = super().read(index)
-            found = (reduce(encoded, self._shorter) if self._shorter else encoded), label
+            if self._shorter:
+                try:
+                    encoded = reduce(encoded, self._shorter)
+                except Exception as error:  # Pillow's readers raise anything
+                    raise self.fail(index, error) from error
+            found = encoded, label
             self._kept[index] = found
         return found
 

@@ -1,20 +1,28 @@
-"""tf.data: from an order of examples to batches of uint8 images, read and decoded in parallel."""
+"""tf.data: from an order of examples to batches of uint8 images, read and decoded in parallel.
 
-import io
-import re
-from collections.abc import Callable, Iterator, Sequence
+Its threads run Python functions, each for a few images at a time. What they call lets go of
+Python's lock, and an image that cannot be decoded is an exception like any other.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
-from PIL import Image
 
-from inception_jax.data import augment, order
+from inception_jax.data import augment, crops, order, repair
 from inception_jax.data.order import Rows
 from inception_jax.data.repair import Mended, Unreadable, listed
 from inception_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+GROUP = 8  # images that a thread takes at a time
+THREADS = 2 * (os.cpu_count() or 1)  # some wait for files
+TRAINING = {"image": np.uint8} | dict.fromkeys(("label", "epoch", "example", "due"), np.int32)
+EVALUATION = {"image": np.uint8, "label": np.int32, "valid": np.bool_}
 
 
 def training(
@@ -41,22 +49,27 @@ def training(
     Raises:
       UserError: an example cannot be read or decoded and is not to be skipped, or none can.
     """
-    train = augment.make_train(config, seed)
+    cut, fill = crops.make_train(config), augment.make_train(config)
     sizes = config.train_sizes or (config.image_size,)
 
-    def read(example, valid):
-        for skipped in range(len(source)):
-            instead = (example + skipped) % len(source)
-            try:
-                return instead, *source.read(instead), valid
-            except Unreadable:
-                if config.unreadable == "error":
-                    raise
-        raise Unreadable("nor can any other")
+    def load(here, size):
+        images = np.empty((len(here.example), size, size, 3), np.uint8)
+        label, example = np.empty_like(here.example), here.example.copy()
+        missing = np.arange(len(example))
+        while len(missing):
+            found = [_first_readable(source, int(i), config) for i in example[missing]]
+            example[missing], encoded, label[missing] = zip(*found, strict=True)
+            numbers = crops.draw(seed, here.epoch[missing], example[missing])
+            made = zip(missing, encoded, cut(numbers, *_headers(encoded), size), strict=True)
+            damaged = [
+                row
+                for row, data, crop in made
+                if not _fill(source, int(example[row]), config, fill, data, crop, images[row])
+            ]
+            missing = np.array(damaged, int)
+        return images, label, here.epoch, example, here.example
 
-    for batch in _batches(source, rows, local, steps, config, train, sizes, read):
-        del batch["valid"]
-        yield batch
+    yield from _batches(load, rows, local, steps, sizes, TRAINING)
 
 
 def evaluation(
@@ -78,138 +91,112 @@ def evaluation(
       size: of images, in pixels a side; config.image_size if None.
 
     Raises:
-      UserError: an example cannot be read or decoded, and is not to be skipped.
+      UserError: an example cannot be read or decoded and is not to be skipped, or none can.
     """
     size = size or config.image_size
-    central_crop = augment.make_eval(config, size)
+    cut = crops.make_eval(config, size)
 
-    def make_image(encoded, *_):
-        return central_crop(encoded)
+    def load(here, size):
+        images = np.zeros((len(here.example), size, size, 3), np.uint8)
+        label, valid = np.zeros_like(here.example), here.valid.copy()
+        for row in np.flatnonzero(valid):
+            example = int(here.example[row])
+            try:
+                encoded, label[row] = source.read(example)
+            except Unreadable:
+                valid[row] = _skip(source, example, config)
+                continue
+            [crop] = cut(*_headers([encoded]))
+            image = images[row]
+            valid[row] = _fill(source, example, config, augment.evaluate, encoded, crop, image)
+        return images, label, valid
 
-    def read(example, valid):
+    yield from _batches(load, rows, local, steps, (size,), EVALUATION)
+
+
+def _batches(load, rows, local, steps, sizes, kinds):
+    """Yields batches of the columns that load(rows, size) makes of a few rows."""
+    count = local.stop - local.start
+    group = math.gcd(count, GROUP)
+    groups = count // group
+    errors = {}  # by when they are due
+
+    @functools.lru_cache(maxsize=THREADS)
+    def of_step(step):
+        batch = rows(step)
+        return Rows(*(column[local] for column in batch)), order.size(batch, sizes)
+
+    def load_group(number):
+        step, part = divmod(int(number), groups)
         try:
-            if valid:
-                return example, *source.read(example), True
-        except Unreadable:
-            if config.unreadable == "error":
-                raise
-        return example, BLANK, 0, False
+            here, size = of_step(step)
+            return load(Rows(*(c[part * group : (part + 1) * group] for c in here)), size)
+        except Exception as error:
+            errors[number] = error
+            raise
 
-    for batch in _batches(source, rows, local, steps, config, make_image, (size,), read):
-        yield {name: batch[name] for name in ("image", "label", "valid")}
-    _check_any(source)
+    def columns(number):
+        made = tf.numpy_function(load_group, [number], [*kinds.values()], stateful=False)
+        fixed = sizes[0] if len(sizes) == 1 else None
+        for column, name in zip(made, kinds, strict=True):
+            column.set_shape((group, fixed, fixed, 3) if name == "image" else (group,))
+        return dict(zip(kinds, made, strict=True))
 
-
-def _batches(source, rows, local, steps, config, make_image, sizes: Sequence[int], read):
-    """Yields batches; begins anew after those in which images turned out to be damaged."""
-    step = steps.start
-    while step < steps.stop:
-        batches = _dataset(rows, local, range(step, steps.stop), make_image, sizes, read)
-        try:
-            for batch in batches.as_numpy_iterator():
-                yield batch
-                step += 1
-        except tf.errors.OpError:
-            found = _find_unreadable(source, rows(step).example[local], config)
-            _check_any(source)
-            if not found:
-                raise
-
-
-def _dataset(rows, local, steps, make_image, sizes, read):
-    def read_batch(step):
-        batch = rows(int(step))
-        due = batch.example[local]
-        found = [read(*row) for row in zip(due.tolist(), batch.valid[local].tolist(), strict=True)]
-        example, encoded, label, valid = zip(*found, strict=True)
-        return (
-            np.array(encoded, object),
-            np.array(label, np.int32),
-            batch.epoch[local],
-            np.array(example, np.int32),
-            due,
-            np.array(valid, bool),
-            np.full(len(due), order.size(batch, sizes), np.int32),
-        )
-
-    def tensors(step):
-        kinds = (tf.string, tf.int32, tf.int32, tf.int32, tf.int32, tf.bool, tf.int32)
-        columns = tf.numpy_function(read_batch, [step], kinds, stateful=False)
-        for column in columns:
-            column.set_shape((local.stop - local.start,))
-        return tuple(columns)
-
-    def process(encoded, label, epoch, example, due, valid, size):
-        # a size that is known beforehand saves a resize to the same size
-        image = make_image(encoded, epoch, example, size if len(sizes) > 1 else sizes[0])
-        return {
-            "image": image,
-            "label": label,
-            "epoch": epoch,
-            "example": example,
-            "due": due,
-            "valid": valid,
-        }
-
-    dataset = (
-        tf.data.Dataset.range(steps.start, steps.stop)
-        .map(tensors, num_parallel_calls=2)
-        .unbatch()
-        .map(process, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(local.stop - local.start, drop_remainder=True)
-        .prefetch(2)
-    )
     options = tf.data.Options()
     options.deterministic = True
-    return dataset.with_options(options)
+    dataset = (
+        tf.data.Dataset.range(steps.start * groups, steps.stop * groups)
+        .map(columns, num_parallel_calls=THREADS)
+        .batch(groups, drop_remainder=True)
+        .prefetch(2)
+        .with_options(options)
+    )
+    try:
+        for batch in dataset.as_numpy_iterator():
+            yield {name: column.reshape(count, *column.shape[2:]) for name, column in batch.items()}
+    except tf.errors.OpError:
+        raise errors[min(errors)] from None
 
 
-def _find_unreadable(source, examples, config):
-    """Finds what cannot be read or decoded when tried again; returns whether anything was new.
+def _first_readable(source, example, config):
+    """The example, or the next one that can be read: its index, the encoded image and the label."""
+    while True:
+        try:
+            return example, *source.read(example)
+        except Unreadable:
+            _skip(source, example, config)
+            example = (example + 1) % len(source)
+
+
+def _fill(source, example, config, fill, encoded, crop, patch):
+    """Fills in a patch; returns whether the image could be decoded."""
+    try:
+        fill(encoded, crop, patch)
+    except Exception as error:  # whatever the decoders raise
+        source.fail(example, error)
+        return _skip(source, example, config)
+    return True
+
+
+def _skip(source, example, config):
+    """Returns False.
 
     Raises:
-      UserError: for the first that is found, if it is not to be skipped.
+      UserError: unreadable examples are not to be skipped, or there is no other left.
     """
-    before = len(source.faults)
-    for due in examples.tolist():
-        example = due
-        while not _check(source, example):
-            if config.unreadable == "error":
-                raise UserError(
-                    f"{source.name(example)} cannot be read: {source.faults[example]}; put a whole"
-                    " image in its place and start again with the same line, or leave it out with"
-                    " --config.data.unreadable=skip"
-                )
-            if len(source.faults) == len(source):
-                break
-            example = (example + 1) % len(source)  # which has taken its place
-    return len(source.faults) > before
-
-
-def _check_any(source):
+    if config.unreadable == "error":
+        raise UserError(
+            f"{source.name(example)} cannot be read: {source.faults[example]}; put a whole image in"
+            " its place and start again with the same line, or leave it out with"
+            " --config.data.unreadable=skip"
+        )
     if len(source.faults) == len(source):
         told = [source.told(index) for index in sorted(source.faults)]
         raise UserError(f"none of {len(told)} images can be read: {listed(told)}")
+    return False
 
 
-def _check(source, example):
-    """Whether it can be read and decoded; remembers why not."""
-    if example not in source.faults:
-        try:
-            augment.decode(source.read(example)[0])
-        except UserError:  # no fault of the image
-            raise
-        except Exception as error:  # whatever a source or its libraries raise
-            # less the names of nodes and operations that TensorFlow puts around it
-            reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).split())
-            source.faults[example] = reason.rstrip(".")
-    return example not in source.faults
-
-
-def _blank():
-    buffer = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-BLANK = _blank()  # in rows that do not count
+def _headers(encoded):
+    """Height and width of each image, and whether it is a JPEG."""
+    sides = np.array([repair.sides(image) for image in encoded], np.int32)
+    return sides, np.array([image.startswith(b"\xff\xd8") for image in encoded])

@@ -5,6 +5,7 @@ side; other collections hold worse.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -46,9 +47,20 @@ def mend(encoded: bytes) -> bytes:
                 return _as_png(image)
             if not encoded.endswith(ENDS[image.format]):
                 image.load()  # cut short, or with something behind its end
+            if image.format in JPEG and not _frame(encoded):
+                return _as_png(image)
             return encoded
     except Exception as error:  # Pillow's readers raise anything
         raise Unreadable("zero bytes" if not encoded else reason(error)) from error
+
+
+def sides(encoded: bytes) -> tuple[int, int]:
+    """Returns height and width of a JPEG or PNG that is mended."""
+    if encoded.startswith(b"\x89PNG"):
+        width, height = _numbers(encoded, 16, 4)
+    else:
+        height, width = _numbers(encoded, _frame(encoded) + 5, 2)
+    return height, width
 
 
 def fault(encoded: bytes) -> str | None:
@@ -107,11 +119,20 @@ class Mended:
         if index in self.faults:
             raise Unreadable(self.faults[index])
         try:
-            encoded, label = self._source.read(index)
+            try:
+                encoded, label = self._source.read(index)
+            except Exception:  # once more, as networks fail for a moment
+                encoded, label = self._source.read(index)
             return mend(encoded), label
-        except Unreadable as error:
-            self.faults[index] = str(error)
-            raise
+        except Exception as error:  # whatever a source or its libraries raise
+            raise self.fail(index, error) from error
+
+    def fail(self, index: int, error: Exception) -> Unreadable:
+        """Remembers that an example is unreadable, and returns what may be raised."""
+        # less the names of nodes and operations that TensorFlow puts around it
+        reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).split())
+        self.faults[index] = reason.rstrip(".")
+        return Unreadable(self.faults[index])
 
     def name(self, index: int) -> str:
         return self._source.name(index)
@@ -131,27 +152,43 @@ def _is_plain_jpeg(encoded):
     """Whether it is whole, of 8 bits, grey or in three colours, of a bearable size and upright."""
     if not (encoded.startswith(b"\xff\xd8") and encoded.endswith(ENDS["JPEG"])):
         return False
+    at = _frame(encoded)
+    if not at or b"Exif" in encoded[:at]:  # which Pillow reads
+        return False
+    precision, channels = encoded[at + 4], encoded[at + 9]
+    height, width = _numbers(encoded, at + 5, 2)
+    return precision == 8 and channels in (1, 3) and 0 < height * width <= most_pixels()
+
+
+def _frame(encoded):
+    """Where a JPEG's frame is, baseline, extended or progressive, or 0 if it is not found."""
     at = 2
     while at + 10 <= len(encoded) and encoded[at] == 0xFF:
-        marker, length = encoded[at + 1], int.from_bytes(encoded[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xC2:  # a frame: baseline, extended or progressive
-            precision, channels = encoded[at + 4], encoded[at + 9]
-            height = int.from_bytes(encoded[at + 5 : at + 7], "big")
-            width = int.from_bytes(encoded[at + 7 : at + 9], "big")
-            return precision == 8 and channels in (1, 3) and 0 < height * width <= most_pixels()
-        if not 0xC4 <= marker <= 0xFE or 0xD0 <= marker <= 0xDA:  # nothing that a header holds
-            return False
-        if marker == 0xE1 and encoded[at + 4 : at + 8] != b"http":  # EXIF, which Pillow reads
-            return False
-        at += 2 + length
-    return False
+        marker = encoded[at + 1]
+        if 0xC0 <= marker <= 0xC2:
+            return at
+        if marker == 0xFF:  # fills up
+            at += 1
+        elif 0xC4 <= marker < 0xD0 or marker > 0xDA:  # what a header holds
+            at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+        else:
+            break
+    return 0
+
+
+def _numbers(encoded, at, size):
+    """Two big-endian ones, of so many bytes each."""
+    ends = at + size, at + 2 * size
+    return int.from_bytes(encoded[at : ends[0]], "big"), int.from_bytes(
+        encoded[ends[0] : ends[1]], "big"
+    )
 
 
 def _is_plain_png(encoded):
     """Whether it is whole, of a bearable size and says nothing of an orientation."""
     if not (encoded.startswith(b"\x89PNG\r\n\x1a\n") and encoded.endswith(ENDS["PNG"])):
         return False
-    width, height = int.from_bytes(encoded[16:20], "big"), int.from_bytes(encoded[20:24], "big")
+    width, height = _numbers(encoded, 16, 4)
     return 0 < height * width <= most_pixels() and not any(m in encoded for m in PNG_METADATA)
 
 

@@ -9,11 +9,10 @@ import io
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from configs import digits
-from inception_jax.data import augment
+from inception_jax.data import augment, crops, repair
 
 COUNT = 2000  # draws; a share of p is then known to 4 * sqrt(p (1 - p) / COUNT), 0.045 at most
 RNG = np.random.default_rng(0)
@@ -45,12 +44,25 @@ def settings(image_size, eval_resize=None, area=(0.08, 1.0), aspect=(3 / 4, 4 / 
 
 
 def draw(image, config, which, seed=0):
-    """Patches for (epoch, example[, size]) rows, in parallel as in the pipeline."""
-    cut = augment.make_train(config, seed)
-    data = encode(image)
-    dataset = tf.data.Dataset.from_tensor_slices(np.array(which, np.int32))
-    dataset = dataset.map(lambda row: cut(data, *tf.unstack(row)), num_parallel_calls=4)
-    return np.stack(list(dataset.as_numpy_iterator()))
+    """Patches for (epoch, example) rows, or (epoch, example, size) of the same size."""
+    data = image if isinstance(image, bytes) else encode(image)
+    epoch, example, *size = np.array(which, np.int32).T
+    size = int(size[0][0]) if size else config.image_size
+    sides = np.tile(repair.sides(data), (len(which), 1))
+    jpeg = np.full(len(which), data[:2] == b"\xff\xd8")
+    cut = crops.make_train(config)(crops.draw(seed, epoch, example), sides, jpeg, size)
+    patches = np.empty((len(which), size, size, 3), np.uint8)
+    for crop, patch in zip(cut, patches, strict=True):
+        augment.make_train(config)(data, crop, patch)
+    return patches
+
+
+def evaluate(image, config, size=None):
+    data, size = encode(image), size or config.image_size
+    [cut] = crops.make_eval(config, size)(np.array([repair.sides(data)]), np.array([False]))
+    patch = np.empty((size, size, 3), np.uint8)
+    augment.evaluate(data, cut, patch)
+    return patch
 
 
 def boxes(patches):
@@ -139,7 +151,7 @@ def test_what_happens_to_an_example_depends_on_seed_epoch_and_example_only():
     forwards = draw(image, config, GRID[:200])
     backwards = draw(image, config, GRID[:200][::-1])[::-1]
     assert (forwards == backwards).all()
-    alone = augment.make_train(config, 0)(encode(image), *GRID[123]).numpy()
+    [alone] = draw(image, config, GRID[123:124])
     assert (alone == forwards[123]).all()
 
 
@@ -278,7 +290,7 @@ def test_places_and_scales_depend_on_seed_epoch_and_example_only(crop):
 )
 def test_evaluation_sees_the_centre_of_the_resized_image(shape, resized, corner):
     image = noise(*shape)
-    crop = augment.make_eval(settings(24, eval_resize=32))(encode(image)).numpy()
+    crop = evaluate(image, settings(24, eval_resize=32))
     top, left = corner
     exact = resize(image, resized)[top : top + 24, left : left + 24]
     assert exact.shape == (24, 24, 3)
@@ -294,7 +306,7 @@ def test_evaluation_sees_the_centre_of_the_resized_image(shape, resized, corner)
 )
 def test_another_size_sees_the_same_part_of_the_image(size, resized, corner):
     image = noise(60, 90)
-    crop = augment.make_eval(settings(24, eval_resize=32), size)(encode(image)).numpy()
+    crop = evaluate(image, settings(24, eval_resize=32), size)
     top, left = corner
     exact = resize(image, resized)[top : top + size, left : left + size]
     assert exact.shape == (size, size, 3)
@@ -303,7 +315,7 @@ def test_another_size_sees_the_same_part_of_the_image(size, resized, corner):
 
 def test_an_image_of_the_right_size_is_evaluated_unchanged():
     image = noise(32, 32)
-    assert (augment.make_eval(settings(32))(encode(image)).numpy() == image).all()
+    assert (evaluate(image, settings(32)) == image).all()
 
 
 PICTURE = noise(20, 30)
@@ -332,7 +344,7 @@ FILES = {  # data, pixels, how far off they may be
 
 @pytest.mark.parametrize(("data", "expected", "difference"), FILES.values(), ids=FILES)
 def test_every_kind_of_file_decodes_to_rgb(data, expected, difference):
-    image = tf.function(augment.decode)(tf.constant(data)).numpy()
+    image = augment.decode(data)
     assert image.dtype == np.uint8
     assert image.shape == expected.shape
     assert np.abs(image.astype(int) - expected).max() <= difference
