@@ -62,7 +62,11 @@ def decode(encoded: bytes, crop: Crop | None = None) -> np.ndarray:
         return np.ascontiguousarray(image[top : top + height, left : left + width])
     if crop is None:
         return tf.io.decode_jpeg(encoded, **JPEG).numpy()
-    return tf.io.decode_and_crop_jpeg(encoded, crop.window, ratio=crop.ratio, **JPEG).numpy()
+    # tf.io's function of that name takes a tenth longer
+    window = tf.raw_ops.DecodeAndCropJpeg(
+        contents=encoded, crop_window=crop.window, ratio=crop.ratio, **JPEG
+    )
+    return window.numpy()
 
 
 def antialiased(pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from inception_jax.data.repair import Mended, Unreadable, listed
 from inception_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-GROUP = 8  # images that a thread takes at a time
+GROUP = 16  # images that a thread takes at a time
 THREADS = 2 * (os.cpu_count() or 1)  # some wait for files
 TRAINING = {"image": np.uint8} | dict.fromkeys(("label", "epoch", "example", "due"), np.int32)
 EVALUATION = {"image": np.uint8, "label": np.int32, "valid": np.bool_}
@@ -52,15 +52,20 @@ def training(
     cut, fill = crops.make_train(config), augment.make_train(config)
     sizes = config.train_sizes or (config.image_size,)
 
-    def load(here, size):
+    def numbers(here):
+        return crops.draw(seed, here.epoch, here.example)
+
+    def load(here, numbers, size):
         images = np.empty((len(here.example), size, size, 3), np.uint8)
         label, example = np.empty_like(here.example), here.example.copy()
         missing = np.arange(len(example))
         while len(missing):
             found = [_first_readable(source, int(i), config) for i in example[missing]]
             example[missing], encoded, label[missing] = zip(*found, strict=True)
-            numbers = crops.draw(seed, here.epoch[missing], example[missing])
-            made = zip(missing, encoded, cut(numbers, *_headers(encoded), size), strict=True)
+            if (example != here.example).any():
+                numbers = crops.draw(seed, here.epoch, example)
+            cuts = cut(numbers[missing], *_headers(encoded), size)
+            made = zip(missing, encoded, cuts, strict=True)
             damaged = [
                 row
                 for row, data, crop in made
@@ -69,7 +74,7 @@ def training(
             missing = np.array(damaged, int)
         return images, label, here.epoch, example, here.example
 
-    yield from _batches(load, rows, local, steps, sizes, TRAINING)
+    yield from _batches(numbers, load, rows, local, steps, sizes, TRAINING)
 
 
 def evaluation(
@@ -96,7 +101,7 @@ def evaluation(
     size = size or config.image_size
     cut = crops.make_eval(config, size)
 
-    def load(here, size):
+    def load(here, _, size):
         images = np.zeros((len(here.example), size, size, 3), np.uint8)
         label, valid = np.zeros_like(here.example), here.valid.copy()
         for row in np.flatnonzero(valid):
@@ -111,11 +116,11 @@ def evaluation(
             valid[row] = _fill(source, example, config, augment.evaluate, encoded, crop, image)
         return images, label, valid
 
-    yield from _batches(load, rows, local, steps, (size,), EVALUATION)
+    yield from _batches(lambda here: here.example, load, rows, local, steps, (size,), EVALUATION)
 
 
-def _batches(load, rows, local, steps, sizes, kinds):
-    """Yields batches of the columns that load(rows, size) makes of a few rows."""
+def _batches(numbers, load, rows, local, steps, sizes, kinds):
+    """Yields batches of the columns that load(rows, their numbers, size) makes of a few rows."""
     count = local.stop - local.start
     group = math.gcd(count, GROUP)
     groups = count // group
@@ -124,13 +129,15 @@ def _batches(load, rows, local, steps, sizes, kinds):
     @functools.lru_cache(maxsize=THREADS)
     def of_step(step):
         batch = rows(step)
-        return Rows(*(column[local] for column in batch)), order.size(batch, sizes)
+        here = Rows(*(column[local] for column in batch))
+        return here, numbers(here), order.size(batch, sizes)
 
     def load_group(number):
         step, part = divmod(int(number), groups)
         try:
-            here, size = of_step(step)
-            return load(Rows(*(c[part * group : (part + 1) * group] for c in here)), size)
+            here, drawn, size = of_step(step)
+            these = slice(part * group, (part + 1) * group)
+            return load(Rows(*(column[these] for column in here)), drawn[these], size)
         except Exception as error:
             errors[number] = error
             raise
