@@ -5,13 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from conftest import ROOT
+from miniature_imagenet import images, make
 from PIL import Image
 
 from configs import imagenet
@@ -22,10 +21,6 @@ from inception_jax.errors import UserError
 RECIPE = "configs/imagenet.py"
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 SITE = "https://image-net.org/download-images"
-LISTS = tfds.core.tfds_path("datasets/imagenet2012")
-SYNSETS = (LISTS / "labels.txt").read_text().split()
-VALIDATION = (LISTS / "validation_labels.txt").read_text().split()
-CHOSEN = ("n01440764", "n02123045", "n07753592", "n15075141")  # the first and the last among them
 TRAIN_IMAGES, VALIDATION_IMAGES = 12, 10
 
 
@@ -51,51 +46,20 @@ def line(process):
     return lines[0]
 
 
-def photograph(rng):
-    """A JPEG of a size of its own, and its pixels as Pillow decodes them."""
-    height, width = rng.integers(60, 400, 2)
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
-    buffer = io.BytesIO()
-    coarse.resize((int(width), int(height))).save(buffer, "JPEG")
-    return buffer.getvalue(), pixels(buffer.getvalue())
-
-
 def pixels(encoded):
     image = np.asarray(Image.open(io.BytesIO(encoded)))
     return image.shape, image.tobytes()
 
 
-def tar(files):
-    """Packs name -> content in the order given."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
     """A folder with the two official tars in small, and the (pixels, label) of both splits."""
-    rng = np.random.default_rng(0)
-    content = {"train": Counter(), "validation": Counter()}
-    synsets = {}
-    for synset in CHOSEN:
-        images = {}
-        for number in range(TRAIN_IMAGES // len(CHOSEN)):
-            images[f"{synset}_{number * 37 + 18}.JPEG"], decoded = photograph(rng)
-            content["train"][decoded, SYNSETS.index(synset)] += 1
-        synsets[f"{synset}.tar"] = tar(images)
-    validation = {}
-    # The official list goes by name; in the official tar, too, the files are in another order.
-    for number in rng.permutation(VALIDATION_IMAGES):
-        validation[f"ILSVRC2012_val_{number + 1:08}.JPEG"], decoded = photograph(rng)
-        content["validation"][decoded, SYNSETS.index(VALIDATION[number])] += 1
     folder = tmp_path_factory.mktemp("tars")
-    for name, files in zip(TARS, (synsets, validation), strict=True):
-        (folder / name).write_bytes(tar(files))
+    made = make(folder, TRAIN_IMAGES, VALIDATION_IMAGES)
+    content = {
+        split: Counter((pixels(data), names[name].label) for name, data in images(folder, split))
+        for split, names in made.items()
+    }
     return folder, content
 
 
