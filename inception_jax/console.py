@@ -35,13 +35,18 @@ class Console:
         self._rich.print(text, markup=False)
 
     @contextmanager
-    def progress(self, step: int, total: int) -> Iterator[None]:
-        """Shows progress from `step` of `total` while the context lasts."""
+    def progress(self, completed: int, total: int, at: str, numbers: str) -> Iterator[None]:
+        """Shows progress from `completed` of `total` while the context lasts.
+
+        Args:
+          at: where it is, in words.
+          numbers: what else there is to say.
+        """
         if not self._rich.is_terminal:
             yield
             return
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.fields[numbers]}"),
             rich.progress.TimeRemainingColumn(compact=True),
@@ -50,7 +55,7 @@ class Console:
             transient=True,
         )
         with self._bar:
-            self._task = self._bar.add_task("", total=total, completed=step, numbers="compiling")
+            self._task = self._bar.add_task(at, total=total, completed=completed, numbers=numbers)
             yield
         self._bar = None
 
@@ -58,12 +63,15 @@ class Console:
         """Shows a row of training metrics."""
         speed = f"{row['images_per_second']:.0f} images/s"
         numbers = f"loss {row['loss']:.4f}  rate {row['rate']:.4g}  {speed}"
+        self.show(step, f"step {step}/{total}", numbers, row["seconds_left"])
+
+    def show(self, completed: int, at: str, numbers: str, seconds_left: float) -> None:
+        """Moves the bar; where there is none, prints a line if the last one is long ago."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, numbers=numbers)
+            self._bar.update(self._task, completed=completed, description=at, numbers=numbers)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = row["seconds_left"]
-            self.line(f"step {step}/{total}  {numbers}  {_duration(left)} left")
+            self.line(f"{at}  {numbers}  {_duration(seconds_left)} left")
 
     def evaluation(self, row: dict) -> None:
         """Prints a row of evaluation, a line for each size of images."""

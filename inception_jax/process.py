@@ -33,8 +33,8 @@ def command(doc: str, flags: str) -> Callable:
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
-            except KeyboardInterrupt:
-                print("stopped", file=sys.stderr)
+            except KeyboardInterrupt as stop:
+                print(stop if stop.args else "stopped", file=sys.stderr)
                 return 130
             return 0
 

@@ -94,7 +94,7 @@ class Run:
             return step, results
         file.unlink(missing_ok=True)  # it says that a run is finished
         stopped = bool(self.stop())
-        with self.console.progress(step, total):
+        with self.console.progress(step, total, f"step {step}/{total}", "compiling"):
             if not stopped and self._evaluation_due(step) and not self._evaluated(step):
                 stopped = not self._evaluate(step)
             if step < total and not stopped:

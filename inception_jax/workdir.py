@@ -12,8 +12,11 @@ from inception_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
+def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Makes the folder and locks it; the lock ends with the process, however that ends.
+
+    Args:
+      flag: that chooses the folder, for messages.
 
     Raises:
       UserError: the folder cannot be made or written, or another run has it.
@@ -23,17 +26,17 @@ def hold(workdir: Path) -> Iterator[None]:
         lock = open(workdir / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise UserError(
-            f"cannot write to workdir {workdir}: {error.strerror}; take another --workdir"
+            f"cannot write to {flag[2:]} {workdir}: {error.strerror}; take another {flag}"
         ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"another run is writing to {workdir}: stop it, or take another --workdir"
+                f"another run is writing to {workdir}: stop it, or take another {flag}"
             ) from None
         except OSError as error:
-            raise UserError(f"cannot lock workdir {workdir}: {error.strerror}") from None
+            raise UserError(f"cannot lock {flag[2:]} {workdir}: {error.strerror}") from None
         yield
 
 

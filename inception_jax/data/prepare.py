@@ -3,7 +3,9 @@
 python -m inception_jax.data.prepare mnist --data_dir=~/tensorflow_datasets
 """
 
+import contextlib
 import os
+import signal
 import sys
 import tarfile
 
@@ -13,6 +15,7 @@ from inception_jax import process
 from inception_jax.data import datasets
 from inception_jax.errors import UserError
 
+NAMES = {"imagenet": "imagenet2012"}
 FLAGS_HELP = """\
   --data_dir=DIR    where to store it; ~/tensorflow_datasets if not given
   --manual_dir=DIR  where files are that have to be fetched by hand, for sets that need such;
@@ -33,24 +36,31 @@ def main(argv: list[str]) -> None:
     if len(names) != 1:
         raise UserError("name one data set, as in: python -m inception_jax.data.prepare mnist")
     process.quiet()
-    prepare(names[0], os.path.expanduser(values.data_dir), values.manual_dir)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        prepare(names[0], os.path.expanduser(values.data_dir), values.manual_dir)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped; what was half made is removed, and the same line starts afresh"
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     """Downloads and stores a TFDS set as array_record; does nothing where that is done already.
 
     Args:
-      name: as TFDS names it.
+      name: as TFDS names it, or imagenet.
       data_dir: folder of TFDS sets.
       manual_dir: folder of files that TFDS cannot download, if the set needs any.
 
     Raises:
       UserError: TFDS does not know the set, or could not get or store it.
     """
-    import requests
-    import tensorflow as tf
     import tensorflow_datasets as tfds
 
+    name = NAMES.get(name, name)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
@@ -64,29 +74,52 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError):
         raise UserError(f"TFDS knows no data set {name!r}") from None
-    if name in datasets.BY_HAND and not stored:
-        by_hand = datasets.BY_HAND[name]
-        folder = os.path.expanduser(manual_dir or by_hand.folder(data_dir))
-        missing = [file for file in by_hand.files if not os.path.isfile(f"{folder}/{file}")]
-        if missing:
-            raise UserError(
-                f"{folder} lacks {' and '.join(missing)}: download what is missing from"
-                f" {by_hand.source}, or set --manual_dir to where it is"
-            )
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-    try:
+    if not stored:
+        with _told(name, manual_dir or data_dir):
+            _store(builder, data_dir, manual_dir)
+    print(f"{name} is in {builder.data_dir}")
+
+
+def _store(builder, data_dir, manual_dir):
+    import tensorflow_datasets as tfds
+
+    by_hand = datasets.BY_HAND.get(builder.name)
+    if not by_hand:
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir)
         builder.download_and_prepare(download_config=config)
+        return
+    folder = os.path.expanduser(manual_dir or by_hand.folder(data_dir))
+    missing = [file for file in by_hand.files if not os.path.isfile(f"{folder}/{file}")]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {' and '.join(missing)}: download what is missing from"
+            f" {by_hand.source}, or set --manual_dir to where it is"
+        )
+    from inception_jax.console import Console
+    from inception_jax.data import imagenet
+
+    imagenet.prepare(builder, folder, Console())
+
+
+@contextlib.contextmanager
+def _told(name, source):
+    """Turns what TFDS raises into a UserError; `source` is the folder of the files it reads."""
+    import requests
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    try:
+        yield
     except requests.RequestException as error:
         where = error.request.url if error.request else "its source"
         raise UserError(f"could not download {name}: no connection to {where}") from None
     except (tarfile.TarError, tf.errors.OutOfRangeError) as error:
         raise UserError(
-            f"could not prepare {name}: an archive in {manual_dir or data_dir} is cut short or"
-            f" damaged ({error}): download it again"
+            f"could not prepare {name}: an archive in {source} is cut short or damaged"
+            f" ({error}): download it again"
         ) from None
     except (OSError, AssertionError, tf.errors.OpError, tfds.download.DownloadError) as error:
         raise UserError(f"could not prepare {name}: {' '.join(str(error).split())}") from None
-    print(f"{name} is in {builder.data_dir}")
 
 
 if __name__ == "__main__":
