@@ -34,6 +34,7 @@ OFFICIAL = {"train": 1_281_167, "validation": 50_000, "test": 100_000}  # images
 PEAK = 1.01  # bytes on disk at the most, by bytes of the tars
 SPARE = 2e8  # bytes, for the bucket at hand, which of the official set holds 1/1000
 UNREADABLE = "unreadable.txt"
+SECONDS_BETWEEN_LOOKS = 0.1  # at the clock, and so at the console
 
 
 def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str, console: Console) -> None:
@@ -90,9 +91,8 @@ class _Watch:
     def __init__(self, builder, sizes, console):
         self._builder, self._sizes, self._console = builder, sizes, console
         self._total = 2 * sum(sizes.values())  # bytes
-        self._started = time.monotonic()
+        self._started = self._shown = time.monotonic()
         self._behind = self._size = 0  # bytes of the tar, of the passes that are over and of this
-        self._shown = 0.0
         self._images = Counter()
         self._odd = 0
         self._faults = []
@@ -142,11 +142,11 @@ class _Watch:
         self._passed += 1
         self._bytes = min(self._bytes + size, self._size)
         now = time.monotonic()
-        if now - self._shown < 0.1:
+        if now - self._shown < SECONDS_BETWEEN_LOOKS:
             return
         self._shown = now
         done = self._behind + self._bytes
-        speed = self._bytes / (now - self._since) / 1e6
+        speed = self._bytes / (time.monotonic() - self._since) / 1e6
         self._console.show(
             done,
             self._at,
