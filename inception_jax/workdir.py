@@ -26,7 +26,7 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         lock = open(workdir / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise UserError(
-            f"cannot write to {flag[2:]} {workdir}: {error.strerror}; take another {flag}"
+            f"cannot write to {flag.lstrip('-')} {workdir}: {error.strerror}; take another {flag}"
         ) from None
     with lock:
         try:
@@ -36,7 +36,7 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
                 f"another run is writing to {workdir}: stop it, or take another {flag}"
             ) from None
         except OSError as error:
-            raise UserError(f"cannot lock {flag[2:]} {workdir}: {error.strerror}") from None
+            raise UserError(f"cannot lock {flag.lstrip('-')} {workdir}: {error.strerror}") from None
         yield
 
 

@@ -213,7 +213,11 @@ class _Tfds:
 def _tfds(config):
     import tensorflow_datasets as tfds
 
+    from inception_jax.data import cloud
+
     folder = os.path.expanduser(config.dir)
+    if cloud.is_remote(folder):
+        cloud.reach(folder)
     prepare = (
         f"prepare it with `python -m inception_jax.data.prepare {config.name}"
         f" --data_dir={folder}`, or set config.data.dir to where it is"

@@ -188,9 +188,9 @@ class _Watch:
                 path.write_text("".join("\t".join(fault) + "\n" for fault in self._faults))
             names = repair.listed([f"{name} ({reason})" for _, name, reason in self._faults])
             self._console.line(
-                f"images that cannot be read: {len(self._faults):,}: {names}; all stand in {path}."
-                " They are stored as they are: config.data.unreadable says whether training stops"
-                " at them (error) or goes on without them (skip)"
+                f"images that cannot be read: {len(self._faults):,}: {names}; all stand in"
+                f" {UNREADABLE} beside the set. They are stored as they are: config.data.unreadable"
+                " says whether training stops at them (error) or goes on without them (skip)"
             )
 
 

@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 import tarfile
+from pathlib import Path
 
 from absl import flags
 
 from inception_jax import process
+from inception_jax.console import Console
 from inception_jax.data import datasets
 from inception_jax.errors import UserError
 
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> None:
         prepare(names[0], os.path.expanduser(values.data_dir), values.manual_dir)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "stopped; what was half made is removed, and the same line starts afresh"
+            "stopped; nothing half made is left to be read, and the same line starts again"
         ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -60,24 +62,53 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     """
     import tensorflow_datasets as tfds
 
+    from inception_jax.data import cloud
+
     name = NAMES.get(name, name)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        stored = builder.info.file_format if os.path.isdir(builder.data_dir) else None
-        if stored not in (None, tfds.core.FileFormat.ARRAY_RECORD):
-            raise UserError(
-                f"{builder.data_dir} holds {name} as {stored.value}, which cannot be read by index:"
-                " move it away, or take another --data_dir"
-            )
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except (tfds.core.registered.DatasetNotFoundError, ValueError):
-        raise UserError(f"TFDS knows no data set {name!r}") from None
+    if not cloud.is_remote(data_dir):
+        print(f"{name} is in {_prepare(name, data_dir, manual_dir)}")
+        return
+
+    cloud.reach(data_dir)
+    manual_dir = os.path.expanduser(manual_dir or "~/tensorflow_datasets/downloads/manual")
+    files = sorted(path for path in Path(manual_dir).glob("*") if path.is_file())
+    key = [name, data_dir, *((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+    with _told(name, manual_dir), cloud.staging(repr(key)) as staging:
+        where = Path(_builder(name, str(staging)).data_dir).relative_to(staging)
+        target = f"{data_dir.rstrip('/')}/{where}"
+        if not cloud.is_whole(target):
+            cloud.start(target)
+            _prepare(name, str(staging), manual_dir)
+            cloud.copy(staging / where, target, Console())
+    print(f"{name} is in {target}")
+
+
+def _prepare(name, data_dir, manual_dir):
+    """Stores a set in a folder of this machine, and returns the folder of its version."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, data_dir)
+    stored = builder.info.file_format if os.path.isdir(builder.data_dir) else None
+    if stored not in (None, tfds.core.FileFormat.ARRAY_RECORD):
+        raise UserError(
+            f"{builder.data_dir} holds {name} as {stored.value}, which cannot be read by index:"
+            " move it away, or take another --data_dir"
+        )
     if not stored:
         with _told(name, manual_dir or data_dir):
-            _store(builder, data_dir, manual_dir)
-    print(f"{name} is in {builder.data_dir}")
+            _store(_builder(name, data_dir, file_format="array_record"), data_dir, manual_dir)
+    return builder.data_dir
+
+
+def _builder(name, data_dir, **options):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir, **options)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError):
+        raise UserError(f"TFDS knows no data set {name!r}") from None
 
 
 def _store(builder, data_dir, manual_dir):
@@ -95,7 +126,6 @@ def _store(builder, data_dir, manual_dir):
             f"{folder} lacks {' and '.join(missing)}: download what is missing from"
             f" {by_hand.source}, or set --manual_dir to where it is"
         )
-    from inception_jax.console import Console
     from inception_jax.data import imagenet
 
     imagenet.prepare(builder, folder, Console())

@@ -356,6 +356,8 @@ def test_a_signal_ends_it_with_one_line_and_leaves_nothing(number, clean, tmp_pa
         process.send_signal(number)
         assert process.wait(timeout=60) == 130
         error = process.stderr.read()
-    assert error == "stopped; what was half made is removed, and the same line starts afresh\n"
+    assert (
+        error == "stopped; nothing half made is left to be read, and the same line starts again\n"
+    )
     assert left(tmp_path) == []
     assert not is_read(tmp_path)
