@@ -21,14 +21,22 @@ AVAILABLE = shutil.which("openssl") is not None  # which makes the certificate
 
 
 class Server(ThreadingHTTPServer):
-    """Holds `objects`, (bucket, name) -> content, of `buckets`; refuses all where `denied`."""
+    """A storage.
+
+    Attributes:
+      objects: (bucket, name) -> content, in the order of their writing.
+      log: keys of what has been written.
+      puts_left: how many objects are taken before all others are refused; None: any number.
+      denied: whether everything is refused.
+    """
 
     daemon_threads = True
 
     def __init__(self, folder: Path):
         super().__init__(("localhost", 0), _Handler)
         self.objects: dict[tuple[str, str], bytes] = {}
-        self.buckets = {"bucket"}
+        self.log: list[tuple[str, str]] = []
+        self.puts_left: int | None = None
         self.uploads: dict[str, tuple[str, str]] = {}
         self.denied = False
         key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -71,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def finish(self):
+        super().finish()
+        self.connection.close()  # its encrypted form, which the server knows nothing of
+
     def do_CONNECT(self):
         self.send_response(200)
         self.end_headers()
@@ -88,9 +100,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self._object(key, media=query.get("alt") == "media")
         if match := re.fullmatch(r"/storage/v1/b/([^/]+)/o", path):
             return self._list(match[1], query)
-        if match := re.fullmatch(r"/storage/v1/b/([^/]+)", path):
-            known = match[1] in self.server.buckets
-            return self._answer(200 if known else 404, b'{"location": "EU"}')
         bucket, _, name = path[1:].partition("/")
         return self._object((bucket, urllib.parse.unquote(name)), media=True)
 
@@ -110,8 +119,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         path, _ = self._asked()
-        self.server.objects[self.server.uploads[path.split("/")[-1]]] = self._body()
-        self._answer(200, b"{}")
+        body, server = self._body(), self.server
+        if server.puts_left == 0:
+            return self._answer(403, b"denied")
+        if server.puts_left is not None:
+            server.puts_left -= 1
+        key = server.uploads[path.split("/")[-1]]
+        server.objects[key] = body
+        server.log.append(key)
+        return self._answer(200, b"{}")
 
     def do_DELETE(self):
         path, _ = self._asked()
@@ -153,8 +169,6 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, json.dumps(about | {"updated": "2024-01-01T00:00:00Z"}).encode())
 
     def _list(self, bucket, query):
-        if bucket not in self.server.buckets:
-            return self._answer(404, b"{}")
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         names, folders = [], {}
         for name in sorted(n for b, n in self.server.objects if b == bucket):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +22,7 @@ from inception_jax.console import Console
 from inception_jax.errors import UserError
 
 LAST = ("dataset_info.json", "features.json")  # without them TFDS sees no set
-# TensorFlow's are minutes each, and ten attempts; they are read when gs:// is first used.
-PATIENCE = {
-    "GCS_REQUEST_CONNECTION_TIMEOUT_SECS": "10",
-    "GCS_METADATA_REQUEST_TIMEOUT_SECS": "20",
-    "GCS_RETRY_CONFIG_MAX_RETRIES": "3",
-}
+SECONDS = 30  # for the first answer; TensorFlow alone would try for many minutes
 
 
 def is_remote(path: str) -> bool:
@@ -35,22 +31,33 @@ def is_remote(path: str) -> bool:
 
 
 def reach(path: str) -> None:
-    """Sees to it that an answer comes from Google Cloud Storage, in a minute at most.
+    """Sees to it that Google Cloud Storage answers.
 
     Raises:
-      UserError: none does, or access is refused.
+      UserError: it does not, or access is refused.
     """
+    answers = []
+    # a daemon, which holds nothing up when it waits on
+    thread = threading.Thread(target=lambda: answers.append(_ask(path)), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    fault = answers[0] if answers else f"no answer in {SECONDS} seconds"
+    if fault:
+        raise UserError(
+            f"cannot reach {path}: {fault}; is there a network, and has `gcloud auth"
+            " application-default login` been done?"
+        )
+
+
+def _ask(path):
+    """Why the path cannot be reached, or None."""
     import tensorflow as tf
 
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
     try:
         epath.Path(path).exists()
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(
-            f"cannot reach {path}: {' '.join(str(error).split())}; is there a network, and `gcloud"
-            " auth application-default login` done?"
-        ) from None
+        return " ".join(str(error).split())
+    return None
 
 
 @contextlib.contextmanager
