@@ -78,7 +78,8 @@ def _check_space(folder, tars):
     if free < needed:
         raise UserError(
             f"preparing imagenet2012 needs {needed / 1e9:.1f} GB in {folder}, where"
-            f" {free / 1e9:.1f} GB are free: make room, or take another --data_dir"
+            f" {free / 1e9:.1f} GB are free: make room, or take another --data_dir (for gs://,"
+            " another TMPDIR)"
         )
 
 
@@ -91,7 +92,8 @@ class _Watch:
     def __init__(self, builder, sizes, console):
         self._builder, self._sizes, self._console = builder, sizes, console
         self._total = 2 * sum(sizes.values())  # bytes
-        self._started = self._shown = time.monotonic()
+        self._started = time.monotonic()
+        self._shown = self._started + 2  # an estimate from less would be none
         self._behind = self._size = 0  # bytes of the tar, of the passes that are over and of this
         self._images = Counter()
         self._odd = 0

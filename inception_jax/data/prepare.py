@@ -1,6 +1,12 @@
 """Downloads a TFDS set and stores it so that it can be read by index.
 
 python -m inception_jax.data.prepare mnist --data_dir=~/tensorflow_datasets
+python -m inception_jax.data.prepare imagenet --manual_dir=DIR
+
+ImageNet, imagenet2012 to TFDS, is made from ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, if
+it is there, ILSVRC2012_img_test.tar in DIR, from https://image-net.org/download-images. It takes as
+much disk as these. The images are stored as they are; at the end it tells which cannot be read. Stop
+it when you like, even with kill -9: the same line starts again, and what is not whole is never read.
 """
 
 import contextlib
@@ -19,9 +25,10 @@ from inception_jax.errors import UserError
 
 NAMES = {"imagenet": "imagenet2012"}
 FLAGS_HELP = """\
-  --data_dir=DIR    where to store it; ~/tensorflow_datasets if not given
+  --data_dir=DIR    where to store it; ~/tensorflow_datasets if not given; gs://BUCKET/FOLDER will
+                    do, and needs as much disk in $TMPDIR (or /tmp) on the way
   --manual_dir=DIR  where files are that have to be fetched by hand, for sets that need such;
-                    downloads/manual in data_dir if not given
+                    downloads/manual in data_dir (or ~/tensorflow_datasets) if not given
 """
 
 

@@ -90,8 +90,11 @@ def test_what_other_tars_left_is_not_taken_for_these(server, tars, tmp_path, cap
     server.puts_left = 3
     assert run(tars[0], "gs://bucket/other") == 1
     make(tmp_path / "others", TRAIN + 1, VALIDATION, seed=1)
+    shard = "bucket", "other/imagenet2012/5.1.0/imagenet2012-train.array_record-00001-of-00002"
+    server.objects[shard] = b"of a set that had two"
     server.puts_left = None
     assert run(tmp_path / "others", "gs://bucket/other") == 0
+    assert shard not in server.objects
     data = load("gs://bucket/other")
     found = {data.train.read(index)[0] for index in range(len(data.train))}
     assert found == {image for _, image in images(tmp_path / "others", "train")}

@@ -92,7 +92,7 @@ def told(dirty, tmp_path_factory):
     builder = tfds.builder("imagenet2012", data_dir=sets, file_format="array_record")
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imagenet, "SECONDS_BETWEEN_LOOKS", -1)
+        patch.setattr(imagenet, "SECONDS_BETWEEN_LOOKS", -10)
         recorder = Recorder()
         recorder.line = lines.append
         imagenet.prepare(builder, str(dirty[0]), recorder)
@@ -243,7 +243,7 @@ def test_too_little_room_is_told_before_anything_is_written(clean, tmp_path, mon
     printed = capfd.readouterr()
     assert printed.err == (
         f"error: preparing imagenet2012 needs 0.2 GB in {tmp_path}/imagenet2012, where 0.2 GB are"
-        " free: make room, or take another --data_dir\n"
+        " free: make room, or take another --data_dir (for gs://, another TMPDIR)\n"
     )
     assert [path.name for path in (tmp_path / "imagenet2012").iterdir()] == [".lock"]
     assert asked == [f"{tmp_path}/imagenet2012"]
