@@ -3,10 +3,11 @@
 python -m inception_jax.data.prepare mnist --data_dir=~/tensorflow_datasets
 python -m inception_jax.data.prepare imagenet --manual_dir=DIR
 
-ImageNet, imagenet2012 to TFDS, is made from ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, if
-it is there, ILSVRC2012_img_test.tar in DIR, from https://image-net.org/download-images. It takes as
-much disk as these. The images are stored as they are; at the end it tells which cannot be read. Stop
-it when you like, even with kill -9: the same line starts again, and what is not whole is never read.
+ImageNet, imagenet2012 to TFDS, is made from ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and,
+if it is there, ILSVRC2012_img_test.tar in DIR, from https://image-net.org/download-images. It takes
+as much disk as these. The images are stored as they are; at the end it tells which cannot be read.
+Stop it when you like, even with kill -9: the same line starts again, and what is not whole is never
+read.
 """
 
 import contextlib

@@ -326,7 +326,12 @@ def paused(moment, tars, sets):
 
 
 @pytest.mark.parametrize(
-    "moment", ["reading", pytest.param("writing", marks=pytest.mark.slow), "finishing"]
+    "moment",
+    [
+        "reading",
+        pytest.param("writing", marks=pytest.mark.slow),
+        pytest.param("finishing", marks=pytest.mark.slow),
+    ],
 )
 def test_after_a_kill_it_starts_afresh_and_nothing_half_made_is_read(
     moment, clean, tmp_path, capfd
