@@ -89,6 +89,7 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         auxiliary_weight=config.loss.auxiliary_weight,
         label_smoothing=config.loss.label_smoothing,
         accumulation=config.accumulation,
+        mix=device.make_mix(config.data, config.seed),
         update_average=update_average,
         frozen=frozen,
     )

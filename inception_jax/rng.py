@@ -12,6 +12,10 @@ class Stream(enum.IntEnum):
     DROPOUT = 1
     AUGMENTATION = 2
     LIGHTING = 3
+    RANDAUGMENT = 4
+    PHOTOMETRIC = 5
+    ERASING = 6
+    MIX = 7
 
 
 def key(seed: int, stream: Stream, *numbers: int | jax.Array) -> jax.Array:

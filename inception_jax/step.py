@@ -1,7 +1,8 @@
 """One training step and one evaluation step, as pure functions of state and batch.
 
 A batch is a dict: `image` uint8 BHWC, `label` int32 B, `epoch` and `example` int32 B (which image
-this is, for what is random about it) and, in evaluation, `valid` bool B (False for padding).
+this is, for what is random about it) and, in evaluation, `valid` bool B (False for padding). Where
+images are mixed it has `other_label` int32 B and `share` float32 B, which is that of `label`, too.
 """
 
 import dataclasses
@@ -85,6 +86,7 @@ def make_train_step(
     auxiliary_weight: float,
     label_smoothing: float,
     accumulation: int,
+    mix: Callable[[Batch], Batch] | None = None,
     update_average: average.Update | None = None,
     frozen: dict[str, Any] = NOTHING,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -94,11 +96,14 @@ def make_train_step(
     each auxiliary head; label_smoothing is the share of every label that is spread evenly over all
     K classes (Szegedy et al. 2016, section 7). With accumulation > 1 the gradient is the mean over
     that many parts of the batch, computed one after another; batch statistics are then each part's
-    own. update_average, from average.make_update, follows each update. What is frozen, as told by
-    optim.frozen, keeps its very bits.
+    own. mix, from device.make_mix, is of the whole batch, before it is split; cross entropies are
+    then means of those with both labels, weighted by their shares. update_average, from
+    average.make_update, follows each update. What is frozen, as told by optim.frozen, keeps its
+    very bits.
 
-    Metrics: loss, main_loss (both with smoothing) and top1, all of the training batch before the
-    update; grad_norm, before clipping; param_norm, after the update; rate.
+    Metrics: loss, main_loss (both with smoothing) and top1 (of mixed images, the label with the
+    greater share), all of the training batch before the update; grad_norm, before clipping;
+    param_norm, after the update; rate.
     """
 
     def loss_fn(params, batch_stats, batch, dropout_key):
@@ -114,14 +119,21 @@ def make_train_step(
                 rngs={"dropout": dropout_key},
                 mutable=["batch_stats"],
             )
-        labels_B = batch["label"]
 
         def cross_entropy(logits_BK):
-            return jnp.mean(_smoothed_cross_entropy(logits_BK, labels_B, label_smoothing))
+            losses_B = _smoothed_cross_entropy(logits_BK, batch["label"], label_smoothing)
+            if mix:
+                share_B, others_B = batch["share"], batch["other_label"]
+                other_losses_B = _smoothed_cross_entropy(logits_BK, others_B, label_smoothing)
+                losses_B = share_B * losses_B + (1 - share_B) * other_losses_B
+            return jnp.mean(losses_B)
 
         main_loss = cross_entropy(logits.main_BK)
         auxiliary_loss = sum(map(cross_entropy, logits.auxiliary))
         loss = main_loss + auxiliary_weight * auxiliary_loss
+        labels_B = batch["label"]
+        if mix:
+            labels_B = jnp.where(batch["share"] < 0.5, batch["other_label"], labels_B)
         top1 = jnp.mean(jnp.argmax(logits.main_BK, -1) == labels_B, dtype=main_loss.dtype)
         metrics = {"loss": loss, "main_loss": main_loss, "top1": top1}
         return loss, (updated.get("batch_stats", {}), metrics)
@@ -130,6 +142,8 @@ def make_train_step(
 
     def gradients(state, batch):
         """Returns (gradients, batch_stats, metrics) of the whole batch."""
+        if mix:
+            batch = mix(batch)
         if accumulation == 1:
             dropout_key = key(seed, Stream.DROPOUT, state.step)
             grads, (batch_stats, metrics) = grad_fn(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from inception_jax.data.device import lighting, make_preprocess
+from inception_jax.data.device import make_preprocess
+from inception_jax.data.photometric import lighting
 
 MEAN, STD = (123.0, 117.0, 104.0), (58.5, 57.0, 1.0)
 SIDES = np.array([[[[0, 0, 0], [255, 255, 255]]]], np.uint8)  # dark left, bright right
@@ -115,7 +116,7 @@ def lit(batch, seed=0, train=True, **options):
 def test_lighting_adds_the_principal_colours_by_their_eigenvalues():
     alpha = np.random.default_rng(0).normal(0, 0.1, (50, 3)).astype(np.float32)
     exact = [sum(a * row for a, row in zip(alphas, ADDED, strict=True)) for alphas in alpha]
-    np.testing.assert_allclose(lighting(alpha), exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(lighting)(alpha), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_lighting_is_normal_with_the_deviation_given():
