@@ -116,8 +116,8 @@ def _matrix(which, side, strength):
     centre = side / 2  # of turns; shears leave the corner at the top left, as in the published code
     return jnp.array(
         [
-            [cos, sin + x, right + centre * (1 - cos - sin)],
-            [y - sin, cos, down + centre * (1 - cos + sin)],
+            [cos, x - sin, right + centre * (1 - cos + sin)],
+            [y + sin, cos, down + centre * (1 - cos - sin)],
         ],
         jnp.float32,
     )
