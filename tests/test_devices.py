@@ -97,6 +97,25 @@ def test_accumulation_keeps_every_row_on_its_device(train_on):
     assert not [name for name in others if re.search(rf"\b{name}(-start)?\(", compiled)]
 
 
+def test_images_are_mixed_and_distorted_alike_on_eight_devices_and_in_parts(train_on):
+    """Mixing is of the global batch: neither devices nor accumulation change an image's partner."""
+    overrides = (
+        "--config.model.dtype=float64",
+        "--config.model.width=0.0625",
+        "--config.model.batch_norm=false",  # whose statistics would be each part's own
+        "--config.model.dropout=0",
+        "--config.data.mixup=0.2",
+        "--config.data.cutmix=1.0",
+        "--config.data.brightness=0.5",
+        "--config.data.erasing=0.5",
+    )
+    one = train_on(1, 3, *overrides)
+    eight = train_on(8, 3, *overrides, "--config.accumulation=4")
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-6)  # pixels are float32
+    assert len(set(one["losses"])) == 3
+    assert worst_difference(one, eight) < 1e-5
+
+
 def on(devices):
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 

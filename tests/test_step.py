@@ -146,6 +146,70 @@ def test_label_smoothing_spreads_a_share_of_every_label_in_every_loss(x64):
         np.testing.assert_allclose(after.params[head]["bias"], bias, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_mixed_labels_share_every_loss_and_the_whole_batch_is_mixed_before_it_is_split(
+    x64, accumulation
+):
+    """With smoothing and an auxiliary head; top-1 is of the label with the greater share."""
+    model = Linear(heads=1, dtype=jnp.float64)
+    state, batch = start(model, 4), make_batch(32, 4)
+    batch["image"] *= 3
+    batch["label"] = np.roll(np.arange(32) % 7, 3).astype(np.int32)
+    share = np.random.default_rng(0).random(32)
+
+    def mix(batch):
+        """Of all rows by those before them."""
+        own = share[:, None, None, None]
+        mixed = own * batch["image"] + (1 - own) * jnp.roll(batch["image"], 1, axis=0)
+        other = jnp.roll(batch["label"], 1)
+        return batch | {"image": mixed, "other_label": other, "share": jnp.asarray(share)}
+
+    mixed = {name: np.asarray(values) for name, values in mix(batch).items()}
+    x, params = mixed["image"].reshape(32, -1), flat(state.params)
+    rows, others = np.arange(32), np.roll(batch["label"], 1)
+    target = np.zeros((32, 7))
+    target[rows, batch["label"]] += share
+    target[rows, others] += 1 - share
+    target = 0.9 * target + 0.1 / 7
+    losses, expected = {}, {}
+    for head, weight in {"main": 1.0, "aux0": 0.3}.items():
+        logits = x @ params[f"{head}/kernel"] + params[f"{head}/bias"]
+        softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        losses[head] = -(target * np.log(softmax)).sum(axis=1).mean()
+        step_of_kernel = RATE * weight * x.T @ (softmax - target) / 32
+        expected[head] = params[f"{head}/kernel"] - step_of_kernel
+    best = (x @ params["main/kernel"] + params["main/bias"]).argmax(axis=1)
+    mainly = np.where(share >= 0.5, batch["label"], others)
+    right = np.mean(best == mainly)
+    assert right not in (np.mean(best == batch["label"]), np.mean(best == others))
+
+    options = {"label_smoothing": 0.1, "accumulation": accumulation, "mix": mix}
+    after, metrics = make(model, **options)(state, batch)
+    np.testing.assert_allclose(metrics["main_loss"], losses["main"], rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], losses["main"] + 0.3 * losses["aux0"], rtol=1e-12)
+    np.testing.assert_allclose(metrics["top1"], right, rtol=1e-12)
+    for head, kernel in expected.items():
+        np.testing.assert_allclose(after.params[head]["kernel"], kernel, rtol=1e-10, atol=1e-12)
+
+
+def test_the_program_mixes_whole_batches_where_the_config_says_so(config, monkeypatch):
+    seen = []
+
+    def spy(keys_B, batch, mixup, cutmix):
+        seen.append((len(keys_B), batch["image"].shape, batch["image"].dtype, mixup, cutmix))
+        others = {"other_label": batch["label"], "share": jnp.ones(len(keys_B))}
+        return batch | others
+
+    monkeypatch.setattr("inception_jax.data.mix.mix", spy)
+    mesh = sharding.make_mesh(config.mesh)
+    config.accumulation = 2
+    for config.data.mixup, config.data.cutmix in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.7)):
+        run = program.make(config, mesh, num_examples=320, num_classes=10)
+        jax.eval_shape(run.train_step, run.state, run.train_batch[16])
+    whole = (32, (32, 16, 16, 3), jnp.float32)
+    assert seen == [(*whole, 0.3, 0.0), (*whole, 0.0, 0.7)]
+
+
 def test_a_network_without_auxiliary_heads_has_the_main_loss_alone():
     model = Linear()
     _, metrics = make(model)(start(model, 4), make_batch(8, 4))

@@ -1,15 +1,18 @@
-"""Mirroring, lighting and normalisation on the device, against plain NumPy."""
+"""Mirroring, lighting, normalisation and the order of all that happens on the device."""
 
 import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import digits
-from inception_jax.data.device import make_preprocess
+from inception_jax.data import erasing, mix, photometric, randaugment
+from inception_jax.data.device import make_augment, make_distort, make_mix, make_preprocess
 from inception_jax.data.photometric import lighting
+from inception_jax.rng import Stream, key
 
 MEAN, STD = (123.0, 117.0, 104.0), (58.5, 57.0, 1.0)
 SIDES = np.array([[[[0, 0, 0], [255, 255, 255]]]], np.uint8)  # dark left, bright right
@@ -167,3 +170,107 @@ def test_evaluation_has_no_lighting_nor_has_training_unless_the_config_says_so()
     batch = grid(5, 5)
     assert not lit(batch, train=False).any()
     assert not lit(batch, noise=0.0).any()
+
+
+# Everything at once.
+ALL = {
+    "mirror": True,
+    "randaugment_layers": 2,
+    "brightness": 0.5,
+    "contrast": 0.5,
+    "saturation": 0.5,
+    "hue": 0.1,
+    "lighting": 0.1,
+    "erasing": 0.5,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "mean": MEAN,
+    "std": STD,
+}
+
+
+def configured(**fields):
+    config = digits.get_config().data
+    config.update(fields)
+    return config
+
+
+@functools.cache
+def distortion(seed):
+    return jax.jit(make_distort(configured(**ALL), seed))
+
+
+def noisy(epochs=3, examples=8, side=16):
+    batch = grid(epochs, examples)
+    count = epochs * examples
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    label = np.arange(count, dtype=np.int32) % 10
+    return batch | {"image": image.repeat(count, 0), "label": label}
+
+
+def test_all_distortions_depend_on_seed_epoch_and_example_only():
+    batch = noisy()
+    distorted = np.asarray(distortion(0)(batch))
+    assert len({image.tobytes() for image in distorted}) == 24
+    order = np.random.default_rng(0).permutation(24)
+    shuffled = np.asarray(distortion(0)({name: values[order] for name, values in batch.items()}))
+    np.testing.assert_array_equal(shuffled, distorted[order])
+    others = np.asarray(distortion(1)(batch))
+    assert (others != distorted).any((1, 2, 3)).all()
+
+
+def test_the_order_is_mirror_randaugment_colours_lighting_erasing_mixing_normalisation():
+    """By the functions of the other files, which have tests of their own; each with its own key."""
+    batch, seed = noisy(), 3
+
+    def by_hand(image, epoch, example):
+        def of(stream):
+            return key(seed, stream, epoch, example)
+
+        flip = jax.random.bernoulli(of(Stream.AUGMENTATION))
+        image = jnp.where(flip, image[:, ::-1], image)
+        image = randaugment.randaugment(of(Stream.RANDAUGMENT), image, 2, 9.0)
+        colours = {name: ALL[name] for name in photometric.OPERATIONS}
+        image = photometric.distort(of(Stream.PHOTOMETRIC), image.astype(jnp.float32), colours)
+        image += lighting(0.1 * jax.random.normal(of(Stream.LIGHTING), (3,), jnp.float32))
+        return erasing.erase(of(Stream.ERASING), image, 0.5), of(Stream.MIX)
+
+    def all_of(batch):
+        images, keys = jax.vmap(by_hand)(batch["image"], batch["epoch"], batch["example"])
+        return mix.mix(keys, batch | {"image": images}, 0.2, 1.0)
+
+    config = configured(**ALL)
+    expected = jax.jit(all_of)(batch)
+    mixed = jax.jit(make_mix(config, seed))(batch)
+    assert mixed.keys() == expected.keys() == {*batch, "other_label", "share"}
+    for name, values in expected.items():
+        np.testing.assert_allclose(mixed[name], values, atol=1e-3, err_msg=name)
+    shown = jax.jit(make_augment(config, seed))(batch)
+    np.testing.assert_allclose(shown, mixed["image"], atol=1e-3)
+    ours = make_preprocess(config, seed)(mixed, train=True)
+    np.testing.assert_allclose(
+        ours, (np.asarray(mixed["image"]) - MEAN) / STD, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_without_mixing_what_is_shown_is_what_the_network_sees_before_normalisation():
+    config = configured(**ALL | {"mixup": 0.0, "cutmix": 0.0, "randaugment_layers": 0})
+    assert make_mix(config, 0) is None
+    shown = jax.jit(make_augment(config, 0))(noisy())
+    ours = jax.jit(functools.partial(make_preprocess(config, 0), train=True))(noisy())
+    assert shown.dtype == ours.dtype == np.float32
+    np.testing.assert_allclose(ours, (np.asarray(shown) - MEAN) / STD, rtol=1e-5, atol=1e-3)
+
+
+def test_evaluation_has_none_of_it():
+    batch = noisy()
+    ours = make_preprocess(configured(**ALL), 0)({"image": batch["image"]}, train=False)
+    np.testing.assert_allclose(ours, (batch["image"] - np.array(MEAN)) / STD, rtol=2.5e-7)
+
+
+def test_what_is_drawn_stays_what_it_was():
+    """Else a run that is resumed after an upgrade would see other images, and old results differ."""
+    assert [stream.value for stream in Stream] == list(range(8))
+    flipped = mirrored(grid(1, 16)).astype(int)
+    assert "".join(map(str, flipped)) == "1001101010101101"
+    np.testing.assert_allclose(lit(grid(1, 1))[0], [-5.038694, -5.235110, -5.324324], rtol=1e-4)
