@@ -269,7 +269,7 @@ def test_evaluation_has_none_of_it():
 
 
 def test_what_is_drawn_stays_what_it_was():
-    """Else a run that is resumed after an upgrade would see other images, and old results differ."""
+    """Else a run resumed after an upgrade would see other images, and old results differ."""
     assert [stream.value for stream in Stream] == list(range(8))
     flipped = mirrored(grid(1, 16)).astype(int)
     assert "".join(map(str, flipped)) == "1001101010101101"
