@@ -6,21 +6,24 @@ python -m benchmarks.input --memory=20          # resident memory after each of 
 python -m benchmarks.input --training           # the share of a training step that waits for data
 
 All use as many workers as there are cores, cut the paper's patches (8 to 100 % of the area, aspect
-3/4 to 4/3) and resize them to 224 x 224 by one of four ways at random, to uint8. The limit decodes
-every JPEG in full with the same library and settings, and does nothing else. Rounds alternate, so
+3/4 to 4/3) and resize them to 224 x 224 by one of four ways at random, to uint8. "Colours"
+adds what is the device's work here: mirror, brightness, contrast, saturation, normalisation. The
+limit decodes every JPEG in full with the same library and settings, and does nothing else. Rounds alternate, so
 that other work on the machine meets all alike. PyTorch's need torch and torchvision.
 """
 
 import argparse
+import contextlib
+import functools
 import gc
 import importlib.util
 import io
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 from inception_jax import process
@@ -94,26 +97,47 @@ def ours(files, steps=None):
     return pipeline.training(Mended(files), rows, slice(0, BATCH), range(steps), config, seed=0)
 
 
+def images_per_second(way, files):
+    batches = iter(way(files))
+    next(batches)  # by then its threads have started
+    before = time.perf_counter()
+    count = sum(1 for _ in batches)
+    return count * BATCH / (time.perf_counter() - before)
+
+
+def pytorch(folder, decoder, children):
+    """Starts a process with a DataLoader; returns a function that measures a round of it."""
+    arguments = ["benchmarks.torch_loader", folder, decoder, str(BATCH), str(CORES)]
+    child = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    children.callback(child.communicate)  # its input ends, and so does it
+
+    def measure():
+        print("go", file=child.stdin, flush=True)
+        return float(child.stdout.readline())
+
+    return measure
+
+
 def speed(files):
     ways = {"limit: decode all of every JPEG": limit, "this pipeline": ours}
-    if all(map(importlib.util.find_spec, ("torch", "torchvision"))):
-        from benchmarks import torch_loader
-
-        for decoder in ("Pillow", "libjpeg-turbo"):
-            loader = torch_loader.loader(
-                files.encoded, len(files), decoder == "Pillow", BATCH, CORES
-            )
-            ways[f"PyTorch, {CORES} workers, {decoder}"] = lambda _, loader=loader: loader
-    else:
-        print("PyTorch's loaders left out: pip install torch torchvision", file=sys.stderr)
-    speeds = {name: [] for name in ways}
-    for _ in range(7):
-        for name, start in ways.items():
-            batches = iter(start(files))
-            next(batches)  # by then its workers have started
-            before = time.perf_counter()
-            count = sum(1 for _ in batches)
-            speeds[name].append(count * BATCH / (time.perf_counter() - before))
+    ways = {name: functools.partial(images_per_second, way, files) for name, way in ways.items()}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as children:
+        if all(map(importlib.util.find_spec, ("torch", "torchvision"))):
+            for number, encoded in enumerate(files.encoded):
+                Path(folder, f"{number:06}.jpg").write_bytes(encoded)
+            for decoder in ("libjpeg-turbo", "Pillow", "Pillow and colours"):
+                ways[f"PyTorch, {CORES} workers, {decoder}"] = pytorch(folder, decoder, children)
+        else:
+            print("PyTorch's loaders left out: pip install torch torchvision", file=sys.stderr)
+        speeds = {name: [] for name in ways}
+        for _ in range(7):
+            for name, measure in ways.items():
+                speeds[name].append(measure())
     best = {name: statistics.median(found) for name, found in speeds.items()}
     sizes = [len(encoded) / 1e3 for encoded in files.encoded]
     print(
@@ -168,7 +192,6 @@ def main():
     parser.add_argument("--memory", type=int)
     parser.add_argument("--training", action="store_true")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", module="torch")
     if arguments.files:
         paths = sorted(Path(arguments.files).rglob("*.[jJ][pP]*[gG]"))
         files = Files([path.read_bytes() for path in paths])

@@ -20,7 +20,8 @@ from inception_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 GROUP = 16  # images that a thread takes at a time
-THREADS = 2 * (os.cpu_count() or 1)  # some wait for files
+THREADS = os.cpu_count() or 1  # with more, one that holds Python's lock would have to wait its turn
+FAR_THREADS = 64  # most wait for a network
 TRAINING = {"image": np.uint8} | dict.fromkeys(("label", "epoch", "example", "due"), np.int32)
 EVALUATION = {"image": np.uint8, "label": np.int32, "valid": np.bool_}
 
@@ -74,7 +75,7 @@ def training(
             missing = np.array(damaged, int)
         return images, label, here.epoch, example, here.example
 
-    yield from _batches(numbers, load, rows, local, steps, sizes, TRAINING)
+    yield from _batches(numbers, load, rows, local, steps, sizes, TRAINING, config)
 
 
 def evaluation(
@@ -116,17 +117,21 @@ def evaluation(
             valid[row] = _fill(source, example, config, augment.evaluate, encoded, crop, image)
         return images, label, valid
 
-    yield from _batches(lambda here: here.example, load, rows, local, steps, (size,), EVALUATION)
+    def numbers(here):  # nothing is random
+        return here.example
+
+    yield from _batches(numbers, load, rows, local, steps, (size,), EVALUATION, config)
 
 
-def _batches(numbers, load, rows, local, steps, sizes, kinds):
+def _batches(numbers, load, rows, local, steps, sizes, kinds, config):
     """Yields batches of the columns that load(rows, their numbers, size) makes of a few rows."""
     count = local.stop - local.start
     group = math.gcd(count, GROUP)
     groups = count // group
+    threads = FAR_THREADS if "://" in config.dir else THREADS
     errors = {}  # by when they are due
 
-    @functools.lru_cache(maxsize=THREADS)
+    @functools.lru_cache(maxsize=threads)
     def of_step(step):
         batch = rows(step)
         here = Rows(*(column[local] for column in batch))
@@ -151,9 +156,10 @@ def _batches(numbers, load, rows, local, steps, sizes, kinds):
 
     options = tf.data.Options()
     options.deterministic = True
+    options.threading.private_threadpool_size = threads
     dataset = (
         tf.data.Dataset.range(steps.start * groups, steps.stop * groups)
-        .map(columns, num_parallel_calls=THREADS)
+        .map(columns, num_parallel_calls=threads)
         .batch(groups, drop_remainder=True)
         .prefetch(2)
         .with_options(options)
