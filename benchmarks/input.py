@@ -8,8 +8,8 @@ python -m benchmarks.input --training           # the share of a training step t
 All use as many workers as there are cores, cut the paper's patches (8 to 100 % of the area, aspect
 3/4 to 4/3) and resize them to 224 x 224 by one of four ways at random, to uint8. "Colours"
 adds what is the device's work here: mirror, brightness, contrast, saturation, normalisation. The
-limit decodes every JPEG in full with the same library and settings, and does nothing else. Rounds alternate, so
-that other work on the machine meets all alike. PyTorch's need torch and torchvision.
+limit decodes every JPEG in full with the same library and settings, and does nothing else. Rounds
+alternate, so that other work on the machine meets all alike. PyTorch's need torch and torchvision.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from configs import imagenet  # noqa: E402
 from inception_jax.data import augment, order, pipeline  # noqa: E402
 from inception_jax.data.repair import Mended  # noqa: E402
 
-BATCH = 32
+BATCH, ROUNDS = 32, 15
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -135,19 +135,20 @@ def speed(files):
         else:
             print("PyTorch's loaders left out: pip install torch torchvision", file=sys.stderr)
         speeds = {name: [] for name in ways}
-        for _ in range(7):
+        for _ in range(ROUNDS):
             for name, measure in ways.items():
                 speeds[name].append(measure())
-    best = {name: statistics.median(found) for name, found in speeds.items()}
     sizes = [len(encoded) / 1e3 for encoded in files.encoded]
     print(
         f"{len(files)} JPEGs of {min(sizes):.0f} to {max(sizes):.0f} kB (mean"
-        f" {statistics.mean(sizes):.0f}), {CORES} cores, medians of 7 rounds"
+        f" {statistics.mean(sizes):.0f}), {CORES} cores, medians of {ROUNDS} rounds"
     )
     print(f"{'images/s':43}{'a core':>7}{'in all':>8}{'ratio':>7}")
-    for name, found in best.items():
-        ratio = best["this pipeline"] / found
-        print(f"{name:42}{found / CORES:8.0f}{found:8.0f}{ratio:7.2f}")
+    for name, found in speeds.items():
+        ours_in_turn = zip(speeds["this pipeline"], found, strict=True)
+        ratio = statistics.median(our / other for our, other in ours_in_turn)
+        speed = statistics.median(found)
+        print(f"{name:42}{speed / CORES:8.0f}{speed:8.0f}{ratio:7.2f}")
 
 
 def memory(files, epochs):

@@ -1,8 +1,4 @@
-"""What happens to pixels on the host: windows of images are decoded and resized, to uint8.
-
-A function for one image, called by many threads: libjpeg, TensorFlow's kernels and OpenCV's let go
-of Python's lock while they work.
-"""
+"""What happens to pixels on the host: windows of images are decoded and resized, to uint8."""
 
 from collections.abc import Callable
 
@@ -24,32 +20,28 @@ cv2.setNumThreads(1)  # several images are worked at as it is
 JPEG = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 
 
-def make_train(config: ConfigDict) -> Callable[[bytes, Crop, np.ndarray], None]:
-    """Makes f(encoded, crop, patch), which fills patch, uint8 (size, size, 3).
+def make_train(config: ConfigDict) -> Callable[[np.ndarray, Crop, np.ndarray], None]:
+    """Makes f(pixels, crop, patch), which fills patch, uint8 (size, size, 3), from a window.
 
     Args:
       config: `config.data`.
     """
     names = list(RESAMPLING) if config.interpolation == "random" else [config.interpolation]
 
-    def train(encoded, crop, patch):
-        if config.interpolation == "antialiased":
-            # a place is cut for image_size first, and only then resized
-            first = len(patch) if config.crop == "area" else config.image_size
-            image = antialiased(decode(encoded, crop), crop, first)
-            if first != len(patch):
-                image = _rounded(tf.image.resize(image, patch.shape[:2], antialias=True))
-            patch[:] = image
-        else:
-            way = RESAMPLING[names[int(crop.choice * len(names))]]
-            cv2.resize(decode(encoded, crop), patch.shape[1::-1], dst=patch, interpolation=way)
+    def by_opencv(pixels, crop, patch):
+        way = RESAMPLING[names[int(crop.choice * len(names))]]
+        cv2.resize(pixels, patch.shape[1::-1], dst=patch, interpolation=way)
 
-    return train
+    def by_tensorflow(pixels, crop, patch):
+        # a place is cut for image_size first, and only then resized
+        first = len(patch) if config.crop == "area" else config.image_size
+        image = np.empty((first, first, 3), np.uint8)
+        antialiased(pixels, crop, image)
+        if first != len(patch):
+            image = _rounded(tf.image.resize(image, patch.shape[:2], antialias=True))
+        patch[:] = image
 
-
-def evaluate(encoded: bytes, crop: Crop, patch: np.ndarray) -> None:
-    """Fills patch, uint8 (size, size, 3)."""
-    patch[:] = antialiased(decode(encoded, crop), crop, len(patch))
+    return by_tensorflow if config.interpolation == "antialiased" else by_opencv
 
 
 def decode(encoded: bytes, crop: Crop | None = None) -> np.ndarray:
@@ -62,15 +54,12 @@ def decode(encoded: bytes, crop: Crop | None = None) -> np.ndarray:
         return np.ascontiguousarray(image[top : top + height, left : left + width])
     if crop is None:
         return tf.io.decode_jpeg(encoded, **JPEG).numpy()
-    # tf.io's function of that name takes a tenth longer
-    window = tf.raw_ops.DecodeAndCropJpeg(
-        contents=encoded, crop_window=crop.window, ratio=crop.ratio, **JPEG
-    )
-    return window.numpy()
+    return tf.io.decode_and_crop_jpeg(encoded, crop.window, ratio=crop.ratio, **JPEG).numpy()
 
 
-def antialiased(pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Resizes bilinearly, with a triangle as wide as the scale where it shrinks."""
+def antialiased(pixels: np.ndarray, crop: Crop, patch: np.ndarray) -> None:
+    """Resizes a window bilinearly, with a triangle as wide as the scale where it shrinks."""
+    size = len(patch)
     scale = np.float32(size) / crop.extent.astype(np.float32)
     shift = (-crop.corner * (size / crop.extent)).astype(np.float32)
     scaled = tf.raw_ops.ScaleAndTranslate(
@@ -81,7 +70,7 @@ def antialiased(pixels: np.ndarray, crop: Crop, size: int) -> np.ndarray:
         kernel_type="triangle",
         antialias=True,
     )
-    return _rounded(scaled)[0]
+    patch[:] = _rounded(scaled)[0]
 
 
 def _rounded(pixels):

@@ -53,7 +53,7 @@ def draw(image, config, which, seed=0):
     cut = crops.make_train(config)(crops.draw(seed, epoch, example), sides, jpeg, size)
     patches = np.empty((len(which), size, size, 3), np.uint8)
     for crop, patch in zip(cut, patches, strict=True):
-        augment.make_train(config)(data, crop, patch)
+        augment.make_train(config)(augment.decode(data, crop), crop, patch)
     return patches
 
 
@@ -61,7 +61,7 @@ def evaluate(image, config, size=None):
     data, size = encode(image), size or config.image_size
     [cut] = crops.make_eval(config, size)(np.array([repair.sides(data)]), np.array([False]))
     patch = np.empty((size, size, 3), np.uint8)
-    augment.evaluate(data, cut, patch)
+    augment.antialiased(augment.decode(data, cut), cut, patch)
     return patch
 
 
