@@ -1,7 +1,10 @@
 # What a person types and what CI runs. PYTHON chooses the interpreter, VENV the environment's folder.
 PYTHON ?= python3
 VENV ?= .venv
+# Tests run in so many processes, each file in one of them; of the largest networks two take 10 GB.
+WORKERS ?= 2
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-quick torch lint bench smoke clean
 
@@ -9,10 +12,10 @@ demo: $(VENV)/ready  ## GoogLeNet learns handwritten digits
 	$(BIN)/python -m inception_jax.main --config=configs/digits.py --workdir=runs/demo
 
 test: $(VENV)/ready-dev  ## every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: $(VENV)/ready-dev  ## all but those that take minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 torch: $(VENV)/ready-dev  ## PyTorch, so that the tests against it are not skipped
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt

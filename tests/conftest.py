@@ -1,4 +1,4 @@
-"""Set-up for all tests: quiet libraries, one compile cache, small configs."""
+"""Set-up for all tests: quiet libraries, a compile cache, small configs."""
 
 import json
 import os
@@ -10,7 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Before jax and TensorFlow are imported, here and in the processes that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
+# A cache for each of pytest-xdist's processes: JAX writes its files in place, where another process
+# might read half of one.
+CACHE = ROOT / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
