@@ -10,7 +10,7 @@ from conftest import arrays, newest, rows, start_main, wait_until
 OPTIONS = (
     "--config.epochs=6",
     "--config.eval.every_steps=30",
-    "--config.checkpoint.every_steps=7",
+    "--config.checkpoint.every_steps=13",
     "--config.checkpoint.keep=2",
     "--config.log_every_steps=1",
     "--config.average.name=exponential",
