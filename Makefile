@@ -29,8 +29,8 @@ bench: $(VENV)/ready  ## side-by-side measurements; see benchmarks/
 	$(BIN)/python -m benchmarks.huge_pages --config=configs/fashion_mnist.py
 
 smoke: $(VENV)/ready  ## the main job for an epoch, to the end
-	rm -rf runs/smoke
-	$(BIN)/python -m inception_jax.main --config=configs/digits.py --workdir=runs/smoke \
+	rm -rf runs/smoke$(notdir $(VENV))
+	$(BIN)/python -m inception_jax.main --config=configs/digits.py --workdir=runs/smoke$(notdir $(VENV)) \
 	  --config.epochs=1 --config.schedule.warmup_epochs=0
 
 clean:

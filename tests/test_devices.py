@@ -122,7 +122,10 @@ def on(devices):
 
 def test_a_run_saved_on_8_devices_goes_on_on_2(run_main, tmp_path):
     """Restores bit for bit what 8 devices saved, and trains to the end on 2."""
-    common = ("--config.checkpoint.every_steps=10", "--config.log_every_steps=1")
+    common = (
+        *("--config=configs/digits.py:vgg11", "--config.model.batch_norm=true"),
+        *("--config.checkpoint.every_steps=10", "--config.log_every_steps=1"),
+    )
     run_main(f"--workdir={tmp_path}", "--config.epochs=0.44", *common, env=on(8))
     saved = arrays(tmp_path, 20)
     first = rows(tmp_path)
