@@ -277,8 +277,11 @@ def test_what_cannot_run_is_one_line_and_makes_nothing(run_main, tmp_path, overr
     assert not workdir.exists()
 
 
-def test_a_full_disk_is_one_line(run_main, tmp_path):
-    """A limit on the size of files stands in for a full disk: any user may set it."""
+def test_a_full_disk_is_one_line(finished, tmp_path):
+    """A limit on the size of files stands in for a full disk: any user may set it.
+
+    The finished run has left the same programs in the compile cache, where no more may be written.
+    """
     process = subprocess.run(
         [
             "bash",
@@ -290,7 +293,7 @@ def test_a_full_disk_is_one_line(run_main, tmp_path):
             f"--workdir={tmp_path}",
         ],
         cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+        env=os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"},
         capture_output=True,
         text=True,
         timeout=300,
