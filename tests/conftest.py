@@ -58,7 +58,11 @@ def run_main():
 
     def run(*arguments, env=None, check=True):
         process = start_main(*arguments, env=env)
-        out, error = process.communicate(timeout=300)
+        try:
+            out, error = process.communicate(timeout=900)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            raise
         if check and process.returncode:
             raise AssertionError(f"exit code {process.returncode}\n{out}\n{error}")
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
@@ -101,7 +105,13 @@ def rows(workdir):
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
-def wait_until(process, ready, seconds=240):
+def stop(process):
+    """Leaves nothing behind of a process that hangs, else the tests after it fail as well."""
+    process.kill()
+    process.communicate()
+
+
+def wait_until(process, ready, seconds=600):
     """Waits for ready(); returns False if the process ended before."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -110,6 +120,7 @@ def wait_until(process, ready, seconds=240):
         if ready():
             return True
         time.sleep(0.005)
+    stop(process)
     raise AssertionError("nothing happened")
 
 
