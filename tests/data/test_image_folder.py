@@ -152,7 +152,7 @@ def read_one(folder, name, data):
     fill(folder, {f"only/x/{name}": data})
     encoded, label = load(folder, train_split="only", eval_split="only").train.read(0)
     assert label == 0
-    return encoded, augment.decode(encoded).numpy()
+    return encoded, augment.decode(encoded)
 
 
 def by_pillow(data):
