@@ -25,6 +25,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/ready  ## side-by-side measurements; see benchmarks/
+	$(BIN)/python -m benchmarks.input
 	$(BIN)/python -m benchmarks.max_pool
 	$(BIN)/python -m benchmarks.huge_pages --config=configs/fashion_mnist.py
 

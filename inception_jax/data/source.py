@@ -13,7 +13,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Returns the encoded image, in any of Pillow's formats, and its label in [0, num_classes)."""
+        """Returns the encoded image, in a format that Pillow reads, and its label, from 0 on."""
 
     def name(self, index: int) -> str:
         """Returns what a message calls the example: its file, or its split and index."""
