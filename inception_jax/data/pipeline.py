@@ -158,7 +158,9 @@ def _batches(stages, steps, kinds):
                 step += 1
         except tf.errors.OpError:
             if errors:
-                raise errors[min(errors)] from None
+                # popped, as a reference to itself would keep it, and with it TensorFlow's threads,
+                # for the end of Python, which aborts where such a thread asks for its lock
+                raise errors.pop(min(errors)) from None
             if not _find_damaged(stages, step):
                 raise
 

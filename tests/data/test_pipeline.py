@@ -1,6 +1,8 @@
 """Batches hold what the order says, from any step on and on any number of hosts."""
 
+import gc
 import io
+import weakref
 
 import numpy as np
 import pytest
@@ -255,6 +257,20 @@ def test_the_first_image_that_cannot_be_read_is_named_when_it_is_due(place, kind
     reason = REASONS[kind].format(examples[place])
     assert text.startswith(f"picture {examples[place]} cannot be read: {reason}")
     assert not any(noise in text for noise in ("{{", "Op:", "device", "Traceback", ".;"))
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_an_error_that_has_been_told_holds_no_threads_that_would_abort_python_at_its_end(kind):
+    rows, source = order.training(10, 2, seed=0), Mended(Unreadable(**{kind: (3,)}))
+    gc.collect()
+    gc.disable()
+    try:
+        list(pipeline.training(source, rows, slice(0, 2), range(50), settings(), seed=1))
+    except UserError as error:
+        told = weakref.ref(error)
+    finally:
+        gc.enable()
+    assert told() is None
 
 
 def test_a_host_names_an_image_of_its_own_rows():
