@@ -1,7 +1,7 @@
 # What a person types and what CI runs. PYTHON chooses the interpreter, VENV the environment's folder.
 PYTHON ?= python3
 VENV ?= .venv
-# Tests run in so many processes, each file in one of them; of the largest networks two take 10 GB.
+# Tests run in so many processes, each file in one of them.
 WORKERS ?= 2
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
