@@ -253,6 +253,17 @@ def test_every_scale_of_the_range_comes_as_often_as_any_other_with_every_corner(
     assert_evenly(found, [[height, number] for height in RESIZED for number in range(5)])
 
 
+def test_patches_come_evenly_from_everywhere_in_an_image_warped_to_a_square():
+    image = noise(40, 53)
+    patches = draw(image, settings(24, crop="warped", train_resize=(32, 32)), GRID)
+    exact, found = resize(image, (32, 32)), np.full((COUNT, 2), -1)
+    everywhere = [(top, left) for top in range(9) for left in range(9)]
+    for top, left in everywhere:
+        cut = exact[top : top + 24, left : left + 24]
+        found[np.abs(patches - cut).max((1, 2, 3)) < 0.5 + 1e-3] = top, left
+    assert_evenly(found, [list(place) for place in everywhere])
+
+
 @pytest.mark.parametrize("crop", PLACES)
 def test_at_another_size_the_same_patch_is_resized(crop):
     image = noise(30, 37)
