@@ -113,6 +113,14 @@ def at_every_size(
     return row
 
 
+def left_out(source) -> str:
+    """Tells which examples of an evaluated split could not be read, and why."""
+    from inception_jax.data.repair import listed
+
+    told = [source.told(index) for index in sorted(source.faults)]
+    return f"evaluation: {len(told)} unreadable, left out: {listed(told)}"
+
+
 @process.command(__doc__, FLAGS_HELP)
 def main(argv: list[str]) -> None:
     """Runs the command line."""
@@ -170,6 +178,8 @@ def main(argv: list[str]) -> None:
     state = step.TrainState(step=found.step, opt_state=(), **variables)
     state = jax.device_put(state, sharding.replicated(evaluation.mesh))
     results = {"step": found.step} | at_every_size(evaluation, state, data.eval, config.data)
+    if data.eval.faults:
+        print(left_out(data.eval), file=sys.stderr)
     if values.format == "json":
         print(json.dumps(results, indent=1))
     else:

@@ -269,8 +269,7 @@ class Run:
         faults = self.data.eval.faults
         if len(faults) > self.skipped_in_evaluation:
             self.skipped_in_evaluation = len(faults)
-            told = [self.data.eval.told(index) for index in sorted(faults)]
-            self.console.line(f"evaluation: {len(told)} unreadable, left out: {listed(told)}")
+            self.console.line(evaluate.left_out(self.data.eval))
         self.evaluation = row
         if not self.best or row["top1"] > self.best["top1"]:
             self.best = {"step": step, "top1": row["top1"]}

@@ -5,14 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-import types
 
 import pytest
 import tensorflow_datasets as tfds
 from conftest import ROOT, newest, rows, stop, wait_until
 from miniature_imagenet import make
-
-from inception_jax import train
 
 EPOCHS, STEPS_AN_EPOCH, BATCH = 4, 3, 8
 PHOTOGRAPHS = STEPS_AN_EPOCH * BATCH - 13  # besides one of each kind, and two that TFDS knows
@@ -162,6 +159,14 @@ def test_every_validation_image_that_can_be_read_is_evaluated_once(dirty, whole)
     assert len({image for _, image in found}) == 11
 
 
+def test_an_evaluation_alone_tells_what_it_left_out_as_the_run_did(whole):
+    code, out, error = finish(start("-m", "inception_jax.evaluate", whole[0], "--format=json"))
+    assert code == 0, error
+    assert json.loads(out)["examples"] == 11
+    assert error.startswith("evaluation: 2 unreadable, left out: ")
+    assert error in whole[2]
+
+
 def test_a_run_killed_within_an_epoch_goes_on_with_the_very_images_of_one_that_was_not(
     dirty, whole, tmp_path
 ):
@@ -209,23 +214,3 @@ def test_the_share_of_time_that_training_waits_for_data_is_logged(whole):
     assert len(shares) == EPOCHS * STEPS_AN_EPOCH
     assert all(0 <= share <= 1 for share in shares)
     assert any(shares)
-
-
-def test_time_waited_for_data_is_told_from_that_of_training_and_compiling(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    clock = train._Clock(batch_size=8)
-
-    def batches():
-        for seconds in (3, 1, 0):
-            now[0] += seconds
-            yield seconds
-
-    found = []
-    for _ in clock.waiting_for(batches()):
-        with clock.paused():
-            now[0] += 50
-        now[0] += 1
-        clock.tick()
-        found.append(clock.lap())
-    assert found == [(8 / 4, 3 / 4), (8 / 2, 1 / 2), (8 / 1, 0)]
