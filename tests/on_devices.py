@@ -32,6 +32,7 @@ for batch in pipeline.training(
     config.data,
     config.seed,
 ):
+    del batch["due"]
     state, metrics = train_step(state, sharding.place_batch(batch, mesh))
     losses.append(metrics["loss"].item())
 

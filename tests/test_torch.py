@@ -56,6 +56,7 @@ CASES = {
 def published(**fields):
     """The shared defaults, in float64 and narrow, without what is random or averaged."""
     config = googlenet.get_config()
+    googlenet.without_distortions(config)
     config.update_from_flattened_dict(
         {
             "batch_size": BATCH,

@@ -157,11 +157,14 @@ def _batches(stages, steps, kinds):
                 }
                 step += 1
         except tf.errors.OpError:
-            if errors:
-                # popped, as a reference to itself would keep it, and with it TensorFlow's threads,
-                # for the end of Python, which aborts where such a thread asks for its lock
-                raise errors.pop(min(errors)) from None
-            if not _find_damaged(stages, step):
+            # popped, as a reference to itself would keep it, and with it TensorFlow's threads,
+            # for the end of Python, which aborts where such a thread asks for its lock
+            error = errors.pop(min(errors)) if errors else None
+            # names the first that is due, where threads may have met a later one before
+            found = _find_damaged(stages, step)
+            if error:
+                raise error from None
+            if not found:
                 raise
 
 

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> None:
     if len(names) != 1:
         raise UserError("name one data set, as in: python -m inception_jax.data.prepare mnist")
     process.quiet()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ends = (signal.SIGINT, signal.SIGTERM)  # a shell's background job would ignore the first
+    before = {end: signal.signal(end, signal.default_int_handler) for end in ends}
     try:
         prepare(names[0], os.path.expanduser(values.data_dir), values.manual_dir)
     except KeyboardInterrupt:
@@ -54,7 +55,8 @@ def main(argv: list[str]) -> None:
             "stopped; nothing half made is left to be read, and the same line starts again"
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for end, handler in before.items():
+            signal.signal(end, handler)
 
 
 def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
