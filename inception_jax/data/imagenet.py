@@ -10,6 +10,7 @@ image is stored as it is.
 import os
 import re
 import shutil
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tensorflow_datasets.core import constants, writer
 
 from inception_jax import workdir
 from inception_jax.console import Console
-from inception_jax.data import repair
+from inception_jax.data import datasets, repair
 from inception_jax.errors import UserError
 
 TARS = {
@@ -33,7 +34,6 @@ OFFICIAL = {"train": 1_281_167, "validation": 50_000, "test": 100_000}  # images
 # when it has been read, so that the two together never take more than the tars do. Measured: 1.00.
 PEAK = 1.01  # bytes on disk at the most, by bytes of the tars
 SPARE = 2e8  # bytes, for the bucket at hand, which of the official set holds 1/1000
-UNREADABLE = "unreadable.txt"
 SECONDS_BETWEEN_LOOKS = 0.1  # at the clock, and so at the console
 
 
@@ -45,8 +45,8 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str, console: Console
       manual_dir: folder of the tars; only that of the test split may be missing.
 
     Raises:
-      UserError: there is no room, another preparation is at it, or the validation images are not
-        those that the official labels belong to.
+      UserError: there is no room, another preparation is at it, a tar is not that of its split, or
+        the validation images are not those that the official labels belong to.
     """
     folder = Path(builder.data_dir).parent
     with workdir.hold(folder, "--data_dir"):
@@ -56,6 +56,8 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str, console: Console
         tars = {split: Path(manual_dir, name) for split, name in TARS.items()}
         sizes = {split: tar.stat().st_size for split, tar in tars.items() if tar.is_file()}
         _check_space(folder, sum(sizes.values()))
+        for split in sizes:
+            _check_tar(split, tars[split])
         watch = _Watch(builder, sizes, console)
         config = tfds.download.DownloadConfig(manual_dir=manual_dir)
         with console.progress(0, 2 * sum(sizes.values()), "looking through the tars", ""):
@@ -70,6 +72,23 @@ def _remove_leftovers(folder, console):
         console.line(
             f"removed {left}, {_gigabytes(size)} that an interrupted preparation left: it starts"
             " afresh"
+        )
+
+
+def _check_tar(split, tar):
+    """Looks at a tar's first member, as it may take hours until TFDS does."""
+    try:
+        with tarfile.open(tar, "r:") as opened:
+            first = opened.next()
+    except tarfile.TarError:
+        first = None
+    if first is None:
+        raise UserError(f"{tar} is no tar, or an empty or damaged one: download it again")
+    if not first.name.endswith(".tar" if split == "train" else ".JPEG"):
+        raise UserError(
+            f"{tar} is not that of {split} images: it begins with {first.name}, where"
+            f" {'a tar for each class' if split == 'train' else 'images'} should be; are names"
+            " swapped?"
         )
 
 
@@ -185,14 +204,15 @@ class _Watch:
                 " they are, and mended whenever they are read"
             )
         if self._faults:
-            path = folder / UNREADABLE
+            path = folder / datasets.UNREADABLE
             with workdir.writing(path):
                 path.write_text("".join("\t".join(fault) + "\n" for fault in self._faults))
             names = repair.listed([f"{name} ({reason})" for _, name, reason in self._faults])
             self._console.line(
                 f"images that cannot be read: {len(self._faults):,}: {names}; all stand in"
-                f" {UNREADABLE} beside the set. They are stored as they are: config.data.unreadable"
-                " says whether training stops at them (error) or goes on without them (skip)"
+                f" {datasets.UNREADABLE} beside the set. They are stored as they are:"
+                " config.data.unreadable says whether training refuses them (error) or goes on"
+                " without them (skip)"
             )
 
 

@@ -75,6 +75,8 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
     from inception_jax.data import cloud
 
     name = NAMES.get(name, name)
+    if name in ("digits", "image_folder"):
+        raise UserError(f"{name} needs no preparation: train with --config.data.name={name}")
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     if not cloud.is_remote(data_dir):
@@ -82,13 +84,16 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
         return
 
     cloud.reach(data_dir)
-    manual_dir = os.path.expanduser(manual_dir or "~/tensorflow_datasets/downloads/manual")
+    manual_dir = os.path.expanduser(manual_dir or f"{datasets.TFDS}/downloads/manual")
     files = sorted(path for path in Path(manual_dir).glob("*") if path.is_file())
     key = [name, data_dir, *((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     with _told(name, manual_dir), cloud.staging(repr(key)) as staging:
         where = Path(_builder(name, str(staging)).data_dir).relative_to(staging)
         target = f"{data_dir.rstrip('/')}/{where}"
-        if not cloud.is_whole(target):
+        if cloud.is_whole(target):
+            stored = tfds.builder_from_directory(target).info.file_format
+            _refuse_others(name, target, stored)
+        else:
             cloud.start(target)
             _prepare(name, str(staging), manual_dir)
             cloud.copy(staging / where, target, Console())
@@ -97,19 +102,23 @@ def prepare(name: str, data_dir: str, manual_dir: str | None) -> None:
 
 def _prepare(name, data_dir, manual_dir):
     """Stores a set in a folder of this machine, and returns the folder of its version."""
-    import tensorflow_datasets as tfds
 
     builder = _builder(name, data_dir)
     stored = builder.info.file_format if os.path.isdir(builder.data_dir) else None
-    if stored not in (None, tfds.core.FileFormat.ARRAY_RECORD):
-        raise UserError(
-            f"{builder.data_dir} holds {name} as {stored.value}, which cannot be read by index:"
-            " move it away, or take another --data_dir"
-        )
-    if not stored:
+    if stored:
+        _refuse_others(name, builder.data_dir, stored)
+    else:
         with _told(name, manual_dir or data_dir):
             _store(_builder(name, data_dir, file_format="array_record"), data_dir, manual_dir)
     return builder.data_dir
+
+
+def _refuse_others(name, folder, stored):
+    if stored.value != "array_record":
+        raise UserError(
+            f"{folder} holds {name} as {stored.value}, which cannot be read by index: move it away,"
+            " or take another --data_dir"
+        )
 
 
 def _builder(name, data_dir, **options):
@@ -118,7 +127,8 @@ def _builder(name, data_dir, **options):
     try:
         return tfds.builder(name, data_dir=data_dir, **options)
     except (tfds.core.registered.DatasetNotFoundError, ValueError):
-        raise UserError(f"TFDS knows no data set {name!r}") from None
+        known = [*NAMES, *tfds.list_builders(with_community_datasets=False)]
+        raise UserError(f"TFDS knows no data set {name!r}{datasets.hint(name, known)}") from None
 
 
 def _store(builder, data_dir, manual_dir):
@@ -156,9 +166,15 @@ def _told(name, source):
     except (tarfile.TarError, tf.errors.OutOfRangeError) as error:
         raise UserError(
             f"could not prepare {name}: an archive in {source} is cut short or damaged"
-            f" ({error}): download it again"
+            f" ({' '.join(str(error).split())}): download it again"
         ) from None
-    except (OSError, AssertionError, tf.errors.OpError, tfds.download.DownloadError) as error:
+    except (
+        OSError,
+        RuntimeError,  # array_record's, where a disk is full
+        AssertionError,
+        tf.errors.OpError,
+        tfds.download.DownloadError,
+    ) as error:
         raise UserError(f"could not prepare {name}: {' '.join(str(error).split())}") from None
 
 

@@ -366,3 +366,26 @@ def test_a_signal_ends_it_with_one_line_and_leaves_nothing(number, clean, tmp_pa
     )
     assert left(tmp_path) == []
     assert not is_read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda train, val: train.write_bytes(b"x" * 2000), "_train.tar is no tar, or an empty"),
+        (lambda train, val: val.write_bytes(b""), "_val.tar is no tar, or an empty or damaged one"),
+        (
+            lambda train, val: shutil.copy(val, train),
+            "_train.tar is not that of train images: it begins with ILSVRC2012_val_",
+        ),
+        (shutil.copy, "_val.tar is not that of validation images"),
+    ],
+)
+def test_a_tar_that_is_another_is_named_before_anything_is_read(
+    damage, told, clean, tmp_path, capfd
+):
+    shutil.copytree(clean, tmp_path / "tars")
+    damage(*(tmp_path / "tars" / f"ILSVRC2012_img_{name}.tar" for name in ("train", "val")))
+    assert run(tmp_path / "tars", tmp_path / "sets") == 1
+    error = capfd.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
