@@ -4,17 +4,19 @@
 .cache_resize` a smaller one, as JPEG, so that later epochs decode less.
 """
 
-import contextlib
+import errno
 import hashlib
 import io
 import os
+import sys
+import uuid
 import zlib
 from pathlib import Path
 
 from ml_collections import ConfigDict
 from PIL import Image
 
-from inception_jax.data.repair import Mended
+from inception_jax.data.repair import Mended, as_rgb
 from inception_jax.data.source import Source
 from inception_jax.errors import UserError
 
@@ -24,27 +26,29 @@ QUALITY = 95  # of reduced images; no chroma subsampling
 class Cached(Mended):
     """A split of mended images, each read from its set only once."""
 
-    def __init__(self, source: Source, split: str, config: ConfigDict):
+    def __init__(self, source: Source, split: str, config: ConfigDict, shorter: int = 0):
         """Opens what is kept of a split.
 
         Args:
           source: the split.
           split: its name.
           config: `config.data`.
+          shorter: side in pixels to which larger images are reduced; 0: none is.
 
         Raises:
           UserError: the folder cannot be made.
         """
         super().__init__(source)
-        self._shorter = config.cache_resize
-        self._kept = {} if config.cache == "ram" else _Folder(config, split, source)
+        self._shorter = shorter
+        self._full = False
+        self._kept = {} if config.cache == "ram" else _Folder(config, split, source, shorter)
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Returns what is kept; if nothing is, reads and keeps it.
 
         Raises:
-          Unreadable: the example is, or has been found to be.
-          UserError: it cannot be written.
+          Unreadable: the example is.
+          DataError: the set cannot be read.
         """
         found = self._kept.get(index)
         if found is None:
@@ -55,8 +59,20 @@ class Cached(Mended):
                 except Exception as error:  # Pillow's readers raise anything
                     raise self.fail(index, error) from error
             found = encoded, label
-            self._kept[index] = found
+            self._keep(index, found)
         return found
+
+    def _keep(self, index, found):
+        """Keeps an example, as long as there is room."""
+        if self._full:
+            return
+        try:
+            if isinstance(self._kept, dict) and _share_of_memory_left() < 0.1:
+                raise OSError(errno.ENOMEM, "nine tenths of the memory are in use")
+            self._kept[index] = found
+        except OSError as error:
+            self._full = True
+            print(f"config.data.cache keeps no more images: {error.strerror}", file=sys.stderr)
 
 
 def reduce(encoded: bytes, shorter: int) -> bytes:
@@ -71,7 +87,7 @@ def reduce(encoded: bytes, shorter: int) -> bytes:
             return encoded
         size = [max(round(side * scale), shorter) for side in image.size]
         image.draft("RGB", size)  # a JPEG is decoded at a half or less where that is enough
-        reduced = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        reduced = as_rgb(image).resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     buffer = io.BytesIO()
     reduced.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return buffer.getvalue()
@@ -80,14 +96,24 @@ def reduce(encoded: bytes, shorter: int) -> bytes:
 class _Folder:
     """A file an example: checksum, label, image."""
 
-    def __init__(self, config, split, source):
-        known = hashlib.sha256(f"{config.name} {config.dir} {config.cache_resize}\n".encode())
+    def __init__(self, config, split, source, shorter):
+        where = os.path.expanduser(config.dir)
+        where = where if "://" in where else os.path.abspath(where)
+        known = hashlib.sha256(f"{config.name} {where} {shorter}\n".encode())
         for index in range(len(source)):
             known.update(f"{source.name(index)}\n".encode())
+        for file in _files(config.name, where, source):
+            state = os.stat(file)
+            known.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
         top = Path(os.path.expanduser(config.cache))
         self._folder = top / f"{config.name}-{split}-{known.hexdigest()[:16]}"
-        with self._writing():
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot keep images in config.data.cache={top} ({error.strerror}): make room"
+                " there, or set it to another folder, ram, or '' for none"
+            ) from None
 
     def get(self, index):
         try:
@@ -103,21 +129,32 @@ class _Folder:
         encoded, label = found
         rest = label.to_bytes(4, "big") + encoded
         path = self._path(index)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-        with self._writing():
-            path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        # two threads or hosts may be at the same example; others may read what one user kept
+        unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        try:
             unfinished.write_bytes(zlib.crc32(rest).to_bytes(4, "big") + rest)
             unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     def _path(self, index):
         return self._folder / f"{index // 1000:05}" / f"{index:08}"
 
-    @contextlib.contextmanager
-    def _writing(self):
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"cannot keep images in config.data.cache={self._folder.parent} ({error.strerror}):"
-                " make room there, or set it to another folder, ram, or '' for none"
-            ) from None
+
+def _files(name, where, source):
+    """Local files that change when the images do: an image folder's own, or what TFDS says."""
+    if name == "image_folder":
+        return map(source.name, range(len(source)))
+    return sorted(Path(where, name.split("/")[0]).rglob("dataset_info.json"))
+
+
+def _share_of_memory_left():
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+    except OSError:  # not Linux
+        return 1.0
+    left, whole = (int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
+    return left / whole

@@ -2,6 +2,8 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +79,7 @@ def test_a_later_run_finds_what_an_earlier_one_kept_of_the_same_images(tmp_path)
     assert same.seen == []
     cache.Cached(other_split, "test", settings(tmp_path)).read(1)
     cache.Cached(other_set, "train", settings(tmp_path, dir="/elsewhere")).read(1)
-    cache.Cached(reduced, "train", settings(tmp_path, 30)).read(1)
+    cache.Cached(reduced, "train", settings(tmp_path), 30).read(1)
     assert other_split.seen == other_set.seen == reduced.seen == [1]
     renamed = Source()
     renamed.name = lambda index: f"image {index}"
@@ -100,7 +102,7 @@ def test_what_was_not_written_to_its_end_is_read_and_kept_anew(damage, tmp_path)
 
 def test_large_images_are_reduced_and_others_stay_as_they_are(where):
     source = Source()
-    kept = cache.Cached(source, "train", settings(where, 30))
+    kept = cache.Cached(source, "train", settings(where), 30)
     sizes = {0: (40, 30), 1: (30, 45), 3: (30, 30)}
     for index, size in sizes.items():
         for _ in range(2):
@@ -114,16 +116,89 @@ def test_large_images_are_reduced_and_others_stay_as_they_are(where):
     assert source.seen == [0, 1, 3, 2]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_16_bits_are_reduced_to_their_upper_eight():
+    grey = np.linspace(0, 65535, 100 * 100).reshape(100, 100).astype(np.uint16)
+    small = np.asarray(Image.open(io.BytesIO(cache.reduce(encode(grey, "PNG"), 50))))
+    assert np.abs(small.mean() - (grey >> 8).mean()) < 1
+    assert np.ptp(small) > 250
+
+
+def test_threads_that_keep_the_same_example_do_not_meet(tmp_path):
+    kept = cache.Cached(Source(), "train", settings(tmp_path))._kept
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: kept.__setitem__(1, (bytes(50_000), 7)), range(2000)))
+    assert kept.get(1) == (bytes(50_000), 7)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+def test_others_may_read_what_one_user_keeps(tmp_path):
+    """As the umask says: a cache on a shared disk is for all."""
+    cache.Cached(Source(), "train", settings(tmp_path)).read(0)
+    (tmp_path / "usual").touch()
+    (kept,) = tmp_path.rglob("00000000")
+    assert kept.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert len(list(kept.parent.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot keep images in config.data.cache=.*file \("):
         cache.Cached(Source(), "train", settings(tmp_path / "file"))
-    kept = cache.Cached(Source(), "train", settings(tmp_path / "kept"))
+
+
+def test_where_no_more_can_be_kept_reading_goes_on_and_that_is_told_once(tmp_path, capfd):
+    source = Source()
+    kept = cache.Cached(source, "train", settings(tmp_path / "kept"))
     [folder] = (tmp_path / "kept").iterdir()
     folder.rmdir()
     folder.touch()
-    with pytest.raises(UserError, match=r"cannot keep images .*kept \(.*: make room there"):
-        kept.read(0)
+    for _ in range(2):
+        for index in (0, 1):
+            assert kept.read(index)[0] == source.images[index]
+    assert source.seen == [0, 1, 0, 1]
+    assert capfd.readouterr().err == "config.data.cache keeps no more images: Not a directory\n"
+
+
+def test_memory_is_never_filled(monkeypatch, capfd):
+    source = Source()
+    kept = cache.Cached(source, "train", settings("ram"))
+    kept.read(0)
+    monkeypatch.setattr(cache, "_share_of_memory_left", lambda: 0.09)
+    kept.read(1)
+    monkeypatch.undo()
+    for index in (0, 1, 2, 2):
+        kept.read(index)
+    assert source.seen == [0, 1, 1, 2, 2]
+    error = capfd.readouterr().err
+    assert error == "config.data.cache keeps no more images: nine tenths of the memory are in use\n"
+    assert 0 < cache._share_of_memory_left() < 1
+
+
+def test_images_that_have_changed_since_are_read_anew(tmp_path, monkeypatch):
+    for project in ("one", "two"):
+        for split in ("train", "val"):
+            folder = tmp_path / project / "images" / split / "a"
+            folder.mkdir(parents=True)
+            (folder / "1.png").write_bytes(encode(smooth(8, 8), "PNG"))
+    options = {"name": "image_folder", "dir": "images", "eval_split": "val"}
+    config = settings(tmp_path / "kept", **options)
+
+    def read():
+        data = datasets.load(config)
+        assert data.train.read(0)[0] == Path("images/train/a/1.png").read_bytes()
+        assert data.eval.read(0)[0] == Path("images/val/a/1.png").read_bytes()
+
+    for project in ("one", "two"):
+        monkeypatch.chdir(tmp_path / project)
+        read()
+    Path("images/train/a/1.png").write_bytes(encode(smooth(9, 9), "PNG"))
+    read()
+
+
+def test_evaluation_sees_images_as_they_are():
+    data = datasets.load(settings("ram", 4, train_split="test"))
+    assert Image.open(io.BytesIO(data.train.read(0)[0])).size == (4, 4)
+    assert Image.open(io.BytesIO(data.eval.read(0)[0])).size == (8, 8)
 
 
 def test_one_split_that_both_trains_and_evaluates_is_kept_once():
