@@ -6,7 +6,6 @@ the images' headers and random numbers keyed by (seed, epoch, example), which de
 timing nor the number of hosts or restarts.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +15,8 @@ from ml_collections import ConfigDict
 from inception_jax.data import philox
 
 SCALES = (1, 2, 4, 8)  # by which libjpeg can divide an image's sides in decoding it
+WAYS = ("bilinear", "area", "nearest", "cubic")  # to resize, among which the paper's runs chose
+AVERAGING = ("area", "antialiased")  # ways by which every pixel counts as much as any other
 
 
 class Box(NamedTuple):
@@ -32,7 +33,7 @@ class Crop(NamedTuple):
     window: np.ndarray  # int32 (4,): top, left, height, width in the image scaled down
     corner: np.ndarray  # float64 (2,), of the box in the window, in its pixels
     extent: np.ndarray  # float64 (2,)
-    choice: float  # a number in [0, 1) that chooses how to resize
+    way: str  # to resize it
 
 
 def make_train(config: ConfigDict) -> Callable[..., list[Crop]]:
@@ -46,11 +47,13 @@ def make_train(config: ConfigDict) -> Callable[..., list[Crop]]:
       config: `config.data`.
     """
     box = _random_area if config.crop == "area" else _random_place
+    ways = np.array(WAYS if config.interpolation == "random" else [config.interpolation])
 
     def train(numbers, sides, jpeg, size):
         size = size if config.crop == "area" else config.image_size
+        way = ways[_index(numbers[:, 4], np.float32(len(ways)))]
         margin = config.crop != "area" and config.interpolation == "antialiased"
-        return _cover(box(config, sides, numbers), sides, jpeg, size, margin, numbers[:, 4])
+        return _cover(box(config, sides, numbers), sides, jpeg, size, way, margin)
 
     return train
 
@@ -70,7 +73,7 @@ def make_eval(config: ConfigDict, size: int) -> Callable[..., list[Crop]]:
     def evaluate(sides, jpeg):
         scaled = _scaled(sides, np.full(len(sides), shorter))
         box = _window(sides, scaled, (scaled - size) // 2, size)
-        return _cover(box, sides, jpeg, size, True, np.zeros(len(sides), np.float32))
+        return _cover(box, sides, jpeg, size, np.full(len(sides), "antialiased"), True)
 
     return evaluate
 
@@ -84,12 +87,18 @@ def draw(seed: int, epoch: np.ndarray, example: np.ndarray) -> np.ndarray:
 def _random_area(config, sides, numbers):
     """A share of the area drawn from crop_area, evenly, an aspect from crop_aspect, in logarithm.
 
-    Where it does not fit, the sides are cut to the image's.
+    Areas too large for every aspect are not drawn, nor aspects with which the area does not fit.
     """
     sides = sides.astype(np.float32)
-    low, high = config.crop_area
-    area = (low + (high - low) * numbers[:, 0]) * sides[:, 0] * sides[:, 1]
-    low, high = (math.log(a) for a in config.crop_aspect)
+    height, width = sides.T
+    narrow, wide = (np.float32(aspect) for aspect in config.crop_aspect)
+    most = np.minimum(height, width / narrow) * np.minimum(width, height * wide)
+    low, high = (np.minimum(np.float32(a) * height * width, most) for a in config.crop_area)
+    area = low + (high - low) * numbers[:, 0]
+    low, high = (
+        np.log(np.maximum(narrow, area / height**2)),
+        np.log(np.minimum(wide, width**2 / area)),
+    )
     ratio = np.exp(low + (high - low) * numbers[:, 1])
     extent = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], 1)  # height, width
     extent = np.clip(np.round(extent), 1.0, sides)
@@ -130,15 +139,20 @@ def _window(sides, scaled, corner, size):
     return Box(corner * back, size * back)
 
 
-def _cover(box, sides, jpeg, size, margin, choice):
+def _cover(box, sides, jpeg, size, way, margin):
     """What a box needs of an image: whole pixels, and those around it if they take part as well."""
     fitting = box.extent.min(1) / size
-    scale = np.sum([fitting >= s for s in SCALES[1:]], 0, np.int32) * jpeg
+    # libjpeg averages, which would change what the other ways show
+    scalable = jpeg & np.isin(way, AVERAGING)
+    scale = np.sum([fitting >= s for s in SCALES[1:]], 0, np.int32) * scalable
     by = np.array(SCALES)[scale][:, None]
     corner, extent = box.corner / by, box.extent / by
+    exact = (way == "antialiased")[:, None]  # the others resize whole pixels: the nearest
     # as far as the triangle of the antialiased resizing reaches
     reach = np.maximum(np.ceil(extent / size), 1.0) if margin else 0.0
-    start = np.maximum(np.floor(corner) - reach, 0).astype(np.int32)
-    end = np.minimum((np.ceil(corner + extent) + reach).astype(np.int32), -(-sides // by))
+    start = np.where(exact, np.floor(corner) - reach, np.round(corner))
+    end = np.where(exact, np.ceil(corner + extent) + reach, np.round(corner + extent))
+    start = np.clip(start, 0, -(-sides // by) - 1).astype(np.int32)
+    end = np.clip(end, start + 1, -(-sides // by)).astype(np.int32)
     window = np.concatenate([start, end - start], 1, dtype=np.int32)
-    return list(map(Crop, by[:, 0].tolist(), window, corner - start, extent, choice.tolist()))
+    return list(map(Crop, by[:, 0].tolist(), window, corner - start, extent, way.tolist()))

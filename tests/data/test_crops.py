@@ -13,7 +13,6 @@ from configs import googlenet
 from inception_jax.data import augment, crops, repair
 
 RNG = np.random.default_rng(0)
-WAYS = ("bilinear", "area", "nearest", "cubic")
 
 
 @functools.cache
@@ -71,7 +70,7 @@ def test_a_window_decodes_to_the_pixels_of_the_whole_image(kind):
     assert whole.shape == COLOURED.shape
     for window in windows():
         top, left, height, width = window
-        cut = augment.decode(data, crops.Crop(1, np.array(window, np.int32), None, None, 0.0))
+        cut = augment.decode(data, crops.Crop(1, np.array(window, np.int32), None, None, ""))
         assert cut.shape == (height, width, 3)
         off = np.abs(cut - whole[top : top + height, left : left + width]).max(2)
         inside = [
@@ -92,13 +91,14 @@ SIZE = 64
 BAR = 33
 
 
-def patch(data, corner, extent, is_jpeg=True):
+def patch(data, corner, extent, is_jpeg=True, way="antialiased"):
     """What comes out for a box, by decoding as much of the image as the box needs."""
     box = crops.Box(np.array([corner], float), np.array([extent], float))
-    sides = np.array([repair.sides(data)])
-    [crop] = crops._cover(box, sides, np.array([is_jpeg]), SIZE, True, np.zeros(1))
+    sides, margin = np.array([repair.sides(data)]), way == "antialiased"
+    [crop] = crops._cover(box, sides, np.array([is_jpeg]), SIZE, np.array([way]), margin)
     image = np.empty((SIZE, SIZE, 3), np.uint8)
-    augment.antialiased(augment.decode(data, crop), crop, image)
+    fill = augment.make_train(settings(image_size=SIZE, interpolation=way))
+    fill(augment.decode(data, crop), crop, image)
     return crop.ratio, image
 
 
@@ -132,20 +132,35 @@ def test_a_patch_of_an_image_decoded_smaller_is_that_of_the_whole(ratio, which, 
             assert decibels(off, full[1]) < found - 2
 
 
-def test_a_window_holds_its_box_and_less_than_a_pixel_more_on_each_side():
-    """OpenCV resizes the whole window, so that what it holds besides is seen as well."""
+@pytest.mark.parametrize("way", crops.WAYS)
+def test_only_what_averages_is_made_of_images_decoded_smaller(way):
+    """Averages of pixels are other pixels than the nearest ones, or those between two."""
+    data, extent = jpeg(photographs()[0]), (4 * SIZE, 5 * SIZE)
+    ratio, found = patch(data, (100, 201), extent, way=way)
+    corner = (100, 200 if way == "area" else 201)  # the nearest pixel of the smaller image
+    _, full = patch(data, corner, extent, is_jpeg=False, way=way)
+    if way == "area":
+        assert ratio == 4
+        assert decibels(found, full) > BAR
+    else:
+        assert ratio == 1
+        assert (found == full).all()
+
+
+def test_a_window_is_its_box_to_the_nearest_pixel():
+    """OpenCV resizes the whole window."""
     count = 500
     examples = np.arange(count, dtype=np.int32)
     numbers = crops.draw(0, examples, examples)
     shapes = RNG.integers(40, 3000, (count, 2))
-    config = settings(image_size=SIZE)
+    config = settings(image_size=SIZE, interpolation="area")
     boxes = crops._random_area(config, shapes, numbers)
     cuts = crops.make_train(config)(numbers, shapes, np.ones(count, bool), SIZE)
     assert {cut.ratio for cut in cuts} == {1, 2, 4, 8}
     for cut, corner, extent in zip(cuts, *boxes, strict=True):
         start, end = cut.window[:2] * cut.ratio, (cut.window[:2] + cut.window[2:]) * cut.ratio
-        assert ((start <= corner) & (corner < start + cut.ratio)).all()
-        assert ((end >= corner + extent) & (end < corner + extent + cut.ratio)).all()
+        assert (np.abs(start - corner) <= cut.ratio / 2).all()
+        assert (np.abs(end - corner - extent) <= cut.ratio / 2).all()
         assert np.allclose(cut.corner * cut.ratio, corner - start)
         assert np.allclose(cut.extent * cut.ratio, extent)
         # the smallest that is large enough
@@ -159,7 +174,7 @@ def test_a_window_holds_its_box_and_less_than_a_pixel_more_on_each_side():
 def fill(name, pixels, height, width):
     patch = np.empty((height, width, 3), np.uint8)
     whole = np.array(pixels.shape[:2], float)
-    crop = crops.Crop(1, np.array([0, 0, *pixels.shape[:2]]), np.zeros(2), whole, 0.0)
+    crop = crops.Crop(1, np.array([0, 0, *pixels.shape[:2]]), np.zeros(2), whole, name)
     augment.make_train(settings(interpolation=name))(pixels, crop, patch)
     return patch
 
@@ -199,7 +214,7 @@ ENLARGING = [((11, 7), (24, 21)), ((20, 33), (24, 40))]
     ("name", "old", "new"),
     [
         (name, *sides)
-        for name in WAYS
+        for name in crops.WAYS
         for sides in SHRINKING + (ENLARGING if name != "area" else [])  # OpenCV's own mixture
     ],
 )
@@ -222,7 +237,7 @@ def drawn():
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
     whole = settings(image_size=8, crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
-    ways = np.stack([fill(name, pixels, 8, 8) for name in WAYS])
+    ways = np.stack([fill(name, pixels, 8, 8) for name in crops.WAYS])
     epoch, example = np.divmod(np.arange(COUNT, dtype=np.int32), COUNT // 8)
     numbers = crops.draw(0, epoch, example)
     sides = np.tile(repair.sides(data.getvalue()), (COUNT, 1))
@@ -240,8 +255,8 @@ def test_each_way_of_resizing_comes_as_often_as_any_other():
     assert np.abs(counts / COUNT - 1 / 4).max() < 4 * np.sqrt(1 / 4 * 3 / 4 / COUNT)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", crops.WAYS)
 def test_the_way_of_resizing_has_nothing_to_do_with_the_place_the_area_or_the_aspect(name):
     way, numbers = drawn()
-    for other in numbers[way == WAYS.index(name), :4].T:
+    for other in numbers[way == crops.WAYS.index(name), :4].T:
         assert_even(other, 0, 1)
