@@ -44,7 +44,8 @@ class Patches(torch.utils.data.Dataset):
             image = torch_io.decode_jpeg(data, torch_io.ImageReadMode.RGB)
         box = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
         way = self.ways[torch.randint(len(self.ways), ()).item()]
-        patch = functional.resized_crop(image, *box, [224, 224], way)
+        # Pillow always filters where it shrinks; tensors need not, as here
+        patch = functional.resized_crop(image, *box, [224, 224], way, antialias=False)
         if self.colours:
             return self.colours(patch)
         return functional.pil_to_tensor(patch) if self.pillow else patch

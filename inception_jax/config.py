@@ -27,6 +27,27 @@ HELP = """\
                             field of the network back to what was published
 """
 
+# What runs did before there were these fields, which their stored configs lack.
+BEFORE = {
+    "init_from": "",
+    "optim.freeze": [],
+    "eval.sizes": [],
+    "data.train_sizes": [],
+    "data.interpolation": "antialiased",
+    "data.brightness": 0.0,
+    "data.contrast": 0.0,
+    "data.saturation": 0.0,
+    "data.hue": 0.0,
+    "data.randaugment_layers": 0,
+    "data.randaugment_magnitude": 9.0,
+    "data.erasing": 0.0,
+    "data.mixup": 0.0,
+    "data.cutmix": 0.0,
+    "data.unreadable": "error",
+    "data.cache": "",
+    "data.cache_resize": 0,
+}
+
 
 def parse(
     argv: list[str], define: Callable[[flags.FlagValues], None] = lambda _: None
@@ -137,7 +158,7 @@ def load(source: str) -> ConfigDict:
 def read(folder: str) -> ConfigDict:
     """Reads the config of a run's workdir, or of imported weights.
 
-    Fields that are younger than it have their defaults.
+    Fields that are younger than it are what BEFORE says.
 
     Raises:
       UserError: there is none, or one that this version cannot read.
@@ -147,7 +168,7 @@ def read(folder: str) -> ConfigDict:
     known = dict(flatten(config))
     try:
         with open(file) as opened:
-            stored = dict(flatten(json.load(opened)))
+            stored = BEFORE | dict(flatten(json.load(opened)))
     except OSError as error:
         raise UserError(
             f"{folder} is neither the workdir of a run nor imported weights: {file}:"

@@ -1,8 +1,9 @@
 """What a run measures, in the workdir: metrics.jsonl, and the same as TensorBoard events.
 
-metrics.jsonl is the record: one JSON object a line, `kind` train or eval. A checkpoint stores its
-length and hash (`mark`), so a resume restores the very bytes that were there when it was saved. The
-events are a view of it, written anew on a resume, so that none past the resumed step remains.
+metrics.jsonl is the record: one JSON object a line, `kind` train, eval or skipped. A checkpoint
+stores its length and hash (`mark`), so a resume restores the very bytes that were there when it was
+saved. The events are a view of it, written anew on a resume, so that none past the resumed step
+remains.
 """
 
 import hashlib

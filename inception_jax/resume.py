@@ -4,7 +4,7 @@ import json
 
 from configs.googlenet import MODEL_FIELDS
 from inception_jax import models
-from inception_jax.config import flatten
+from inception_jax.config import BEFORE, flatten
 from inception_jax.errors import UserError
 
 # A change of these would make another network, another sequence of examples, another meaning of
@@ -36,13 +36,6 @@ FIXED = (
 )
 
 
-# Of config.data, fields that stored configs may lack, and 0 was what a run did.
-NOT_YET = (
-    *("brightness", "contrast", "saturation", "hue", "randaugment_layers", "erasing"),
-    *("mixup", "cutmix", "cache_resize"),
-)
-
-
 def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> list[str]:
     """Lists what differs from the stored config, a line each.
 
@@ -61,13 +54,7 @@ def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> l
             f"{workdir} holds imported weights, not a run: start one from them with"
             f" --config.init_from={workdir} and another --workdir"
         )
-    # stored before there were these fields: one size, from the start, every parameter trained,
-    # colours as they are
-    before = {"data.train_sizes": [], "eval.sizes": [], "init_from": "", "optim.freeze": []}
-    before |= {"data.interpolation": "antialiased", "data.unreadable": "error", "data.cache": ""}
-    before["data.randaugment_magnitude"] = 9.0
-    before |= dict.fromkeys(map("data.{}".format, NOT_YET), 0)
-    stored = before | _spelt_out(meta["config"])
+    stored = BEFORE | _spelt_out(meta["config"])
     given = _spelt_out(json.loads(config.to_json_best_effort()))
     differing = [name for name in given | stored if given.get(name) != stored.get(name)]
     for name in differing:

@@ -26,7 +26,7 @@ from inception_jax.checkpoint import Checkpoints
 from inception_jax.console import Console
 from inception_jax.data import datasets, order, pipeline
 from inception_jax.data.repair import listed
-from inception_jax.errors import UserError
+from inception_jax.errors import DataError, UserError
 from inception_jax.metrics import Mark, MetricsLog
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
@@ -74,7 +74,8 @@ class Run:
         self.config_json = json.loads(config.to_json_best_effort())
         self.given = self._given()
         self.state = None
-        self.skipped: dict[int, list[int]] = {}  # examples that cannot be read, by epoch
+        # examples that cannot be read and why, by epoch and index, until the epoch's end
+        self.skipped: dict[int, dict[int, str]] = {}
         self.skipped_in_evaluation = 0
         self.evaluation: dict = {}  # the newest one
         self.best: dict = {}  # the one with the highest top-1
@@ -144,6 +145,8 @@ class Run:
                 self.console.line(line)
             self.saved_step = step
             self.evaluation, self.best = meta["evaluation"], meta["best"]
+            for epoch, told in meta.get("skipped", {}).items():  # JSON's keys are text
+                self.skipped[int(epoch)] = {int(index): text for index, text in told.items()}
             self.train_seconds = meta["train_seconds"]
             self.earlier_seconds = meta["wall_seconds"]
             warning = self.log.open(Mark(*meta["metrics_mark"]))
@@ -161,8 +164,12 @@ class Run:
         return step
 
     def _train_from(self, step):
-        """Trains until the end or a signal; returns the step reached, which is saved."""
-        config, prog = self.config, self.prog
+        """Trains until the end or a signal; returns the step reached, which is saved.
+
+        Raises:
+          DataError: an image that is due cannot be read; the step reached is saved.
+        """
+        config, prog, begun = self.config, self.prog, step
         train_steps = {}  # by size of images, each compiled when it is first due
         batches = pipeline.training(
             self.data.train,
@@ -172,7 +179,8 @@ class Run:
             config.data,
             config.seed,
         )
-        ahead = sharding.place_ahead(batches, self._place)
+        failure: list[DataError] = []
+        ahead = sharding.place_ahead(_until_failure(batches, failure), self._place)
         clock = _Clock(config.batch_size)
         late = None  # the step before this one, whose metrics the device may still be computing
         for batch in clock.waiting_for(ahead):
@@ -203,22 +211,31 @@ class Run:
             if self.stop():
                 break
             clock.start()
+        if failure:
+            if late:
+                self._record(*late, clock)
+            if step > begun:
+                self._save(step)
+            raise failure[0]
         return step
 
     def _place(self, batch):
         for epoch, due, example in zip(*map(batch.get, ("epoch", "due", "example")), strict=True):
             if due != example:
-                self.skipped.setdefault(int(epoch), []).append(int(due))
+                told = self.data.train.told(int(due))
+                self.skipped.setdefault(int(epoch), {})[int(due)] = told
         placed = {name: rows for name, rows in batch.items() if name != "due"}
         return sharding.place_batch(placed, self.prog.mesh)
 
     def _tell_skipped(self, step):
-        """Tells at the end of an epoch what was left out of it, as far as it was read here."""
+        """Tells and logs at the end of an epoch what was left out of it."""
         last = step == self.prog.total_steps
         for epoch in sorted(self.skipped):
             if not last and step * self.config.batch_size < (epoch + 1) * len(self.data.train):
                 return
-            told = [self.data.train.told(index) for index in sorted(self.skipped.pop(epoch))]
+            told = [text for _, text in sorted(self.skipped.pop(epoch).items())]
+            row = {"kind": "skipped", "step": step, "epoch": epoch + 1, "count": len(told)}
+            self.log.append(row)
             self.console.line(f"epoch {epoch + 1}: {len(told)} unreadable, skipped: {listed(told)}")
 
     def _record(self, step, metrics, clock):
@@ -282,6 +299,8 @@ class Run:
             **self._facts(),
             "evaluation": self.evaluation,
             "best": self.best,
+            # a copy: what is saved is written while training goes on
+            "skipped": {epoch: dict(told) for epoch, told in self.skipped.items()},
             "train_seconds": self.train_seconds,
             "wall_seconds": self._wall_seconds(),
             "metrics_mark": self.log.flush(),
@@ -318,6 +337,14 @@ class Run:
 
     def _wall_seconds(self):
         return self.earlier_seconds + time.monotonic() - process.STARTED
+
+
+def _until_failure(batches, failure):
+    """Yields batches; an error of the data ends them, and is put into the list."""
+    try:
+        yield from batches
+    except DataError as error:
+        failure.append(error)
 
 
 class _Clock:

@@ -185,6 +185,19 @@ def _check_together(config):
             f"config.data.train_resize={config.data.train_resize} begins below"
             f" config.data.image_size={config.data.image_size}: the crop would not fit"
         )
+    cache = config.data.cache
+    if "://" in cache or (cache != "ram" and cache.lower() == "ram"):
+        raise UserError(
+            f"config.data.cache is {cache}: it must be ram, or a folder of this machine"
+        )
+    least = config.data.image_size
+    if config.data.crop != "area":
+        least = config.data.train_resize[0]
+    if 0 < config.data.cache_resize < least:
+        raise UserError(
+            f"config.data.cache_resize={config.data.cache_resize} is below the {least} pixels that"
+            " patches are cut from: raise it, or set it to 0 to keep images as they are"
+        )
     if config.data.cache_resize > 0 and not config.data.cache:
         raise UserError(
             f"config.data.cache_resize={config.data.cache_resize} reduces what is kept, and nothing"

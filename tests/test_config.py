@@ -244,6 +244,17 @@ def test_a_folder_with_the_config_of_a_run_is_a_recipe(tmp_path):
     assert types == {name: type(value) for name, value in expected.items()}
 
 
+def test_a_run_from_before_there_were_distortions_has_none(tmp_path):
+    _, config = parse(DIGITS)
+    stored = json.loads(config.to_json_best_effort())
+    for name in ("interpolation", "brightness", "contrast", "saturation"):
+        del stored["data"][name]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    data = parse(f"--config={tmp_path}")[1].data
+    assert (data.interpolation, data.brightness) == ("antialiased", 0.0)
+    assert (data.contrast, data.saturation) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [

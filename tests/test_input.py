@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -102,12 +103,31 @@ def assert_told(names, split, examples):
         assert text.removeprefix(f"{split} example ").startswith(f"{index} ({REASONS[made.kind]}")
 
 
-def test_an_image_that_cannot_be_read_ends_a_run_in_one_line_that_names_it(dirty, tmp_path):
+def test_what_preparation_found_is_refused_at_once(dirty, tmp_path):
     arguments, examples = dirty
-    command = ("-m", "inception_jax.main", *arguments, f"--workdir={tmp_path}")
+    command = ("-m", "inception_jax.main", *arguments, f"--workdir={tmp_path}/run")
     code, out, error = finish(start(*command))
+    assert (code, out) == (1, "")
+    assert not (tmp_path / "run").exists()
+    [line] = error.splitlines()
+    count = sum(len(unreadable(examples[split])) for split in examples)
+    assert line.startswith(f"error: data set imagenet2012 has {count} images that cannot be read")
+    assert "unreadable.txt: n0" in line
+    assert "leave them out with --config.data.unreadable=skip" in line
+
+
+def test_an_image_that_cannot_be_read_ends_a_run_in_one_line_that_names_it(dirty, tmp_path):
+    """As in a set whose preparation did not look."""
+    arguments, examples = dirty
+    sets = next(a.partition("=")[2] for a in arguments if a.startswith("--config.data.dir="))
+    shutil.copytree(sets, tmp_path / "sets")
+    [report] = (tmp_path / "sets").rglob("unreadable.txt")
+    report.unlink()
+    folder = tmp_path / "run"
+    options = (*arguments, f"--config.data.dir={tmp_path}/sets", f"--workdir={folder}")
+    code, out, error = finish(start("-m", "inception_jax.main", *options))
     assert code == 1, error
-    assert out == f"new run in {tmp_path}\n"
+    assert out == f"new run in {folder}\n"
     [line] = error.splitlines()
     named, _, rest = line.partition(" cannot be read: ")
     made = examples["train"][int(named.removeprefix("error: train example "))]
@@ -122,6 +142,8 @@ def test_each_epoch_tells_in_one_line_what_it_left_out_and_evaluation_once(dirty
     for epoch, line in enumerate(lines[:EPOCHS], 1):
         names = line.removeprefix(f"epoch {epoch}: 4 unreadable, skipped: ")
         assert_told(names, "train", examples["train"])
+    found = [row for row in rows(whole[0]) if row["kind"] == "skipped"]
+    assert [(row["epoch"], row["count"]) for row in found] == [(n + 1, 4) for n in range(EPOCHS)]
     [line] = lines[EPOCHS:]
     names = line.removeprefix("evaluation: 2 unreadable, left out: ")
     assert_told(names, "validation", examples["validation"])

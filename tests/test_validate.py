@@ -255,3 +255,24 @@ def test_schedules_that_pass_are_those_that_can_be_made():
         schedule = optim.make_schedule(config, Fraction(10), 800)  # stairs of 80 steps
         assert float(schedule(0)) == pytest.approx(0.01, rel=1e-6)
         assert float(schedule(400)) == pytest.approx(middle[config.name], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"cache": "gs://bucket/kept"}, "cache is gs://bucket/kept: it must be ram, or a folder"),
+        ({"cache": "RAM"}, "cache is RAM: it must be ram"),
+        ({"cache": "ram", "cache_resize": 223}, "cache_resize=223 is below the 224 pixels"),
+        (
+            {"cache": "ram", "cache_resize": 250, "crop": "image"},
+            "cache_resize=250 is below the 256 pixels",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_is_told(changes, part):
+    config = googlenet.get_config()
+    config.data.update(changes)
+    with pytest.raises(UserError, match=part):
+        validate.check(config)
+    config.data.cache, config.data.cache_resize = "ram", 256
+    validate.check(config)

@@ -9,16 +9,17 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from inception_jax.data import idx, image_folder
 from inception_jax.data.cache import Cached
-from inception_jax.data.repair import Mended
+from inception_jax.data.repair import Mended, listed
 from inception_jax.data.source import Dataset, InMemory
 from inception_jax.errors import UserError
 
@@ -33,8 +34,9 @@ def load(config: ConfigDict) -> Dataset:
     data = OWN.get(config.name, _tfds)(config)
     if not config.cache:
         return data._replace(train=Mended(data.train), eval=Mended(data.eval))
-    train = Cached(data.train, config.train_split, config)
-    same = config.eval_split == config.train_split
+    shorter = config.cache_resize  # evaluation sees images as they are
+    train = Cached(data.train, config.train_split, config, shorter)
+    same = config.eval_split == config.train_split and not shorter
     return data._replace(
         train=train, eval=train if same else Cached(data.eval, config.eval_split, config)
     )
@@ -120,6 +122,8 @@ def _fashion_mnist(config):
     From its four IDX files where they lie in `config.dir`, else from TFDS there, else from where
     Debian's package has the files. Source: Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747.
     """
+    if "://" in config.dir:
+        return _tfds(config)
     folder = Path(os.path.expanduser(config.dir))
     if not _idx_files(folder):
         if any(folder.glob("fashion_mnist/*/dataset_info.json")):
@@ -161,6 +165,8 @@ def _read_idx(folder, found, file):
     return values
 
 
+TFDS = "~/tensorflow_datasets"  # where TFDS stores sets
+UNREADABLE = "unreadable.txt"  # beside a set: what its preparation found that cannot be read
 CLASSES = {"digits": 10, "fashion_mnist": 10, "imagenet2012": 1000}
 OWN: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": _digits,
@@ -182,7 +188,8 @@ class ByHand(NamedTuple):
         )
 
     def folder(self, data_dir: str) -> str:
-        """TFDS's own default."""
+        """TFDS's own default; that of its own default for what is prepared elsewhere."""
+        data_dir = TFDS if "://" in data_dir else data_dir
         return os.path.join(data_dir, "downloads", "manual")
 
 
@@ -232,14 +239,9 @@ def _tfds(config):
         base = re.split("[/:]", config.name)[0]
         if base in known:
             raise UserError(f"data set {config.name} is not in {folder}: {prepare}") from None
-        starts = [
-            name for name in known if base and name.startswith(base) and name[len(base)].isdigit()
-        ]
-        close = starts or difflib.get_close_matches(base, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
             f"unknown data set {config.name!r}: it is neither one of ours ({', '.join(OWN)}),"
-            f" nor in {folder}, nor known to TFDS{hint}"
+            f" nor in {folder}, nor known to TFDS{hint(base, known)}"
         ) from None
 
     features = builder.info.features or {}
@@ -251,6 +253,7 @@ def _tfds(config):
             " (ClassLabel)"
         )
     _check_splits(config, builder.info.splits)
+    _check_known(config, epath.Path(builder.data_dir) / UNREADABLE)
     try:
         train, evaluation = (
             _Tfds(
@@ -268,6 +271,27 @@ def _tfds(config):
     if names == tuple(map(str, range(len(names)))):  # what TFDS says where a set has none
         names = None
     return Dataset(train, evaluation, features["label"].num_classes, names)
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown data set: the one that was perhaps meant."""
+    starts = [other for other in known if name and re.match(rf"{re.escape(name)}\d", other)]
+    close = starts or difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _check_known(config, report):
+    """Refuses at once what would end the run when it is due."""
+    if config.unreadable != "error" or not report.exists():
+        return
+    rows = [line.split("\t") for line in report.read_text().splitlines()]
+    here = (config.train_split, config.eval_split)
+    if told := [f"{name} ({reason})" for split, name, reason in rows if split in here]:
+        raise UserError(
+            f"data set {config.name} has {len(told)} images that cannot be read, by {report}:"
+            f" {listed(told)}: leave them out with --config.data.unreadable=skip, or prepare the"
+            " set anew from whole ones"
+        )
 
 
 def _check_splits(config, known):

@@ -78,7 +78,8 @@ class ImageFolder:
             with open(self.paths[index], "rb") as file:
                 return file.read(), self._labels[index]
         except OSError as error:
-            raise OSError(error.strerror) from error  # less the path, which its name has
+            # less the path, which its name has
+            raise type(error)(error.strerror) from error
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -104,6 +105,11 @@ def _find(config, split, names):
 
 
 def _split_folder(config, split):
+    if "://" in config.dir:
+        raise UserError(
+            f"config.data.dir={config.dir}: an image folder has to be on this machine: copy it, or"
+            " mount the bucket"
+        )
     folder = Path(os.path.expanduser(config.dir))
     if not folder.is_dir():
         raise UserError(
@@ -170,7 +176,7 @@ def _fault(path):
         with open(path, "rb") as file:
             file.seek(max(0, size - 8))
             end = file.read()
-            with Image.open(file) as image:
+            with repair.opened(file) as image:
                 if not end.endswith(repair.ENDS.get(image.format, b"")):
                     image.load()
     except Exception as error:  # Pillow's readers raise anything

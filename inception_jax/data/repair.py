@@ -6,16 +6,20 @@ side; other collections hold worse.
 
 import io
 import re
+import time
 import warnings
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from inception_jax.data.source import Source
+from inception_jax.errors import DataError
 
 JPEG = ("JPEG", "MPO")  # MPO: several in one file, as telephones write them; the first counts
 ENDS = dict.fromkeys(JPEG, b"\xff\xd9") | {"PNG": b"IEND\xaeB`\x82"}
+PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to read what cannot be read at once
 # Where Pillow looks for a PNG's orientation: its own chunk, ImageMagick's and XMP.
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -42,7 +46,7 @@ def mend(encoded: bytes) -> bytes:
     try:
         if _is_plain_jpeg(encoded) or _is_plain_png(encoded):
             return encoded
-        with Image.open(io.BytesIO(encoded)) as image:
+        with opened(io.BytesIO(encoded)) as image:
             if is_turned(image) or not _decodes_alike(image, encoded):
                 return _as_png(image)
             if not encoded.endswith(ENDS[image.format]):
@@ -52,6 +56,21 @@ def mend(encoded: bytes) -> bytes:
             return encoded
     except Exception as error:  # Pillow's readers raise anything
         raise Unreadable("zero bytes" if not encoded else reason(error)) from error
+
+
+def opened(file: BinaryIO) -> Image.Image:
+    """Opens an image in any of Pillow's formats but EPS, a program that Ghostscript would run.
+
+    Raises:
+      UnidentifiedImageError: it is in none.
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in Image.OPEN if name != "EPS"])
+
+
+def is_jpeg(encoded: bytes) -> bool:
+    """Whether it begins as a JPEG does."""
+    return encoded.startswith(b"\xff\xd8")
 
 
 def sides(encoded: bytes) -> tuple[int, int]:
@@ -78,6 +97,19 @@ def ready_for_threads() -> None:
     Image.init()
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image of 8 bits in three colours; of 16 bits the upper ones.
+
+    Raises:
+      ValueError: of its values it is not known which is white.
+    """
+    if image.mode.startswith("I"):
+        image = _high_byte(np.asarray(image))
+    elif image.mode == "F":
+        raise ValueError("pixels are floating-point numbers, of no known range")
+    return image.convert("RGB")
+
+
 def reason(error: Exception) -> str:
     """What an exception of Pillow's means, in a few words."""
     match error:
@@ -99,12 +131,15 @@ class Mended:
     """A split whose images are mended when they are read.
 
     Attributes:
-      faults: why, by index, of all examples that were found to be unreadable.
+      faults: why, by index, of all examples that were found to be unreadable, or damaged where
+        some patch of theirs needed it.
     """
 
     def __init__(self, source: Source):
         self._source = source
         self.faults: dict[int, str] = {}
+        self._unreadable: set[int] = set()
+        self._successes = 0
         ready_for_threads()
 
     def __len__(self) -> int:
@@ -114,24 +149,50 @@ class Mended:
         """Returns a JPEG or PNG for TensorFlow, and the label.
 
         Raises:
-          Unreadable: the example is, or has been found to be.
+          Unreadable: the example is, whatever is to be seen of it.
+          DataError: nothing of the set can be read at present.
         """
-        if index in self.faults:
+        if index in self._unreadable:
             raise Unreadable(self.faults[index])
         try:
-            try:
-                encoded, label = self._source.read(index)
-            except Exception:  # once more, as networks fail for a moment
-                encoded, label = self._source.read(index)
+            encoded, label = self._read(index)
             return mend(encoded), label
+        except DataError:
+            raise
         except Exception as error:  # whatever a source or its libraries raise
-            raise self.fail(index, error) from error
+            fault = self.fail(index, error)
+            self._unreadable.add(index)
+            raise fault from error
+
+    def _read(self, index):
+        """What the source has, as soon as it gives it: networks and disks fail for a while."""
+        before = self._successes
+        for pause in (*PAUSES, None):
+            try:
+                found = self._source.read(index)
+            except (FileNotFoundError, PermissionError, IsADirectoryError):
+                raise
+            except Exception as error:  # whatever a source or its libraries raise
+                if pause is not None:
+                    time.sleep(pause)
+                elif self._successes > before:  # the fault is this example's
+                    raise
+                else:
+                    raise DataError(
+                        f"{self.name(index)} cannot be read, and nothing else of its set"
+                        f" ({reason(error)}): start again with the same line when it can"
+                    ) from error
+            else:
+                self._successes += 1  # that threads may miscount does no harm
+                return found
 
     def fail(self, index: int, error: Exception) -> Unreadable:
         """Remembers that an example is unreadable, and returns what may be raised."""
         # less the names of nodes and operations that TensorFlow puts around it
-        reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).split())
-        self.faults[index] = reason.rstrip(".")
+        text = re.sub(
+            r"\{\{.*?\}\}|\[Op:.*|jpeg::Uncompress failed\.| or crop window", "", str(error)
+        )
+        self.faults[index] = " ".join(text.split()).rstrip(".")
         return Unreadable(self.faults[index])
 
     def name(self, index: int) -> str:
@@ -149,11 +210,14 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _is_plain_jpeg(encoded):
-    """Whether it is whole, of 8 bits, grey or in three colours, of a bearable size and upright."""
-    if not (encoded.startswith(b"\xff\xd8") and encoded.endswith(ENDS["JPEG"])):
+    """Whether it is whole, of 8 bits, grey or in three colours, of a bearable size and upright.
+
+    Pillow finds out whether it is upright where metadata may say that it is not.
+    """
+    if not (is_jpeg(encoded) and encoded.endswith(ENDS["JPEG"])):
         return False
     at = _frame(encoded)
-    if not at or b"Exif" in encoded[:at]:  # which Pillow reads
+    if not at or any(kind in encoded[:at] for kind in (b"Exif", b"ns.adobe.com/xap")):
         return False
     precision, channels = encoded[at + 4], encoded[at + 9]
     height, width = _numbers(encoded, at + 5, 2)
@@ -199,13 +263,9 @@ def _decodes_alike(image, encoded):
 
 
 def _as_png(image):
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = _high_byte(np.asarray(image))
-    elif image.mode == "F":
-        raise ValueError("pixels are floating-point numbers, of no known range")
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)  # it is decoded at once
+    image = as_rgb(ImageOps.exif_transpose(image))
+    image.save(buffer, "PNG", compress_level=1)  # it is decoded at once
     return buffer.getvalue()
 
 

@@ -69,7 +69,9 @@ def draw(config, data, count: int, columns: int, out: Path) -> None:
     every = slice(0, count)
     seen = pipeline.training(data.train, rows, every, range(columns), config.data, config.seed)
     changed = jax.jit(device.make_augment(config.data, config.seed))
+    seen = list(seen)
     patches = [np.asarray(changed(batch)) for batch in seen]
+    examples = seen[0]["example"]  # what cannot be read is skipped
     [evaluated] = pipeline.evaluation(data.train, rows, every, range(1), config.data)
     originals = [augment.decode(data.train.read(int(example))[0]) for example in examples]
 

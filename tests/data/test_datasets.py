@@ -256,6 +256,8 @@ def test_a_set_in_another_format_is_not_overwritten(tmp_path, capfd):
         ([], "name one data set"),
         (["mnist", "digits"], "name one data set"),
         (["nosuch"], "TFDS knows no data set 'nosuch'"),
+        (["imagnet"], "TFDS knows no data set 'imagnet'; did you mean imagenet?"),
+        (["digits"], "digits needs no preparation: train with --config.data.name=digits"),
         (["mnist", "--data_folder=x"], "Unknown command line flag 'data_folder'"),
     ],
 )
@@ -453,3 +455,22 @@ def test_fashion_mnist_in_the_home_folder_is_found(fashion, fashion_copy, monkey
     monkeypatch.setenv("HOME", str(fashion_copy.parent))
     data = datasets.load(settings("fashion_mnist", "~/copy", train_split="test"))
     assert_examples(data.eval, *fashion["test"], step=11)
+
+
+def test_an_image_folder_is_not_looked_for_in_a_bucket():
+    config = settings("image_folder", "gs://bucket/images")
+    with pytest.raises(UserError, match="gs://bucket/images: an image folder has to be on this"):
+        datasets.load(config)
+
+
+def test_a_set_for_a_bucket_is_downloaded_to_where_its_preparation_looks():
+    told = datasets.BY_HAND["imagenet2012"].told("gs://bucket/sets")
+    assert told.endswith(" into ~/tensorflow_datasets/downloads/manual")
+
+
+def test_what_a_full_disk_does_to_array_record_is_one_line():
+    with pytest.raises(UserError) as caught, prepare._told("mnist", "sets"):
+        raise RuntimeError("Failed to finalize writing of split:\n  write() failed")
+    assert str(caught.value) == (
+        "could not prepare mnist: Failed to finalize writing of split: write() failed"
+    )

@@ -75,12 +75,16 @@ def test_the_size_in_the_header_is_what_pillow_and_tensorflow_see(kind):
 
 EXIF = Image.Exif()
 EXIF[0x0112] = 6  # turned by 90 degrees
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+ xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+ xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
 MENDED = {
     "turned": saved(exif=EXIF),
     "CMYK": saved(image=PHOTOGRAPH.convert("CMYK")),
     "GIF": saved("GIF"),
     "TIFF": saved("TIFF"),
     "turned PNG": saved("PNG", exif=EXIF),
+    "turned by XMP": saved(xmp=XMP),
 }
 
 
@@ -195,3 +199,8 @@ def test_a_damaged_header_raises_unreadable_or_gives_the_size_that_all_decoders_
             assert image.size[::-1] == sides(mended), seed
     assert outcomes["unreadable"] > 5
     assert outcomes["decoded"] > 5 or kind == "PNG"  # whose checksums leave nothing to be decoded
+
+
+def test_a_program_in_postscript_is_no_image():
+    with pytest.raises(Unreadable, match="not an image"):
+        mend(saved("EPS"))

@@ -77,6 +77,21 @@ def test_with_mixup_each_patch_is_its_own_and_a_share_of_that_of_the_row_above(s
     assert sum(0.1 < share < 0.9 for share in shares) >= len(shares) / 2
 
 
+def test_what_stands_in_for_an_image_that_cannot_be_read_is_shown(shown, tmp_path):
+    for label, split in enumerate(("train", "val")):
+        for index in range(2):
+            path = tmp_path / "images" / split / str(index) / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (20, 20), (100 * label + 50 * index, 9, 9)).save(path)
+    for index in range(2):
+        (tmp_path / "images" / "train" / str(index) / "b.png").write_text("no image")
+    options = ("name=image_folder", f"dir={tmp_path}/images", "eval_split=val", "unreadable=skip")
+    _, labels, images, _ = shown(*(f"--config.data.{option}" for option in options))
+    for label, (original, evaluated, *patches) in zip(labels, images, strict=True):
+        assert original[0, 0].tolist() == [50 * int(label), 9, 9]
+        assert all((image == original[0, 0]).all() for image in (evaluated, *patches))
+
+
 def test_more_rows_than_there_are_examples_are_not_asked_for(tmp_path, monkeypatch):
     counts = []
     monkeypatch.setattr(show, "draw", lambda config, data, count, *rest: counts.append(count))
