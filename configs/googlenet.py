@@ -180,7 +180,13 @@ def get_config() -> ConfigDict:
 
     config.log_every_steps = 40  # reference: solver.prototxt, display
 
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share the batch; -1: all that are left
-    config.mesh.model = 1  # devices that share the parameters
+    config.mesh = ConfigDict()  # slices x data x model is the number of devices; all share a batch
+    # groups between which the network is slow, as of TPUs in several slices or GPUs in several
+    # hosts; -1: those that the devices are in
+    config.mesh.slices = -1
+    config.mesh.data = -1  # devices of a group that have every layer; -1: all that are left
+    config.mesh.model = 1  # devices that share the fully connected layers; -1: all that are left
+    # Whether each device of `data` keeps its share of parameters, averages and the optimiser's
+    # state, instead of all of them; Rajbhandari et al. 2020, arXiv:1910.02054
+    config.mesh.fully_sharded = False
     return config.lock()

@@ -30,6 +30,8 @@ HELP = """\
 # What runs did before there were these fields, which their stored configs lack.
 BEFORE = {
     "init_from": "",
+    "mesh.slices": -1,
+    "mesh.fully_sharded": False,
     "optim.freeze": [],
     "eval.sizes": [],
     "data.train_sizes": [],

@@ -91,7 +91,7 @@ def at_every_size(
         for batch in pipeline.evaluation(
             source,
             order.evaluation(len(source), count),
-            sharding.local_rows(count),
+            sharding.local_rows(count, evaluation.mesh),
             range(-(-len(source) // count)),
             data_config,
             size,
@@ -174,9 +174,12 @@ def main(argv: list[str]) -> None:
         print(line, file=sys.stderr)
     # heads that the weights lack do nothing in evaluation
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), evaluation.variables)
-    variables = program.replace(zeros, arrays)
+    variables = jax.tree.map(
+        lambda array, wanted: jax.device_put(array, wanted.sharding),
+        program.replace(zeros, arrays),
+        evaluation.variables,
+    )
     state = step.TrainState(step=found.step, opt_state=(), **variables)
-    state = jax.device_put(state, sharding.replicated(evaluation.mesh))
     results = {"step": found.step} | at_every_size(evaluation, state, data.eval, config.data)
     if data.eval.faults:
         print(left_out(data.eval), file=sys.stderr)

@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
     """What evaluation needs of a run."""
 
     mesh: Mesh
-    variables: Any  # params and batch_stats, of ShapeDtypeStructs
+    variables: Any  # params and batch_stats, of ShapeDtypeStructs with shardings
     eval_step: Any  # jitted: (state, batch) -> sums
     eval_batch: dict[int, dict[str, jax.ShapeDtypeStruct]]  # the first is config.data.image_size
 
@@ -66,6 +66,7 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
     preprocess = device.make_preprocess(config.data, config.seed)
 
     abstract = evaluation.variables
+    placed = sharding.Placed(model, abstract, mesh, config.mesh)
     train_sizes = config.data.train_sizes or (config.data.image_size,)
     _check_sizes(model, abstract, config, "data.train_sizes", train_sizes)
     frozen = optim.frozen(config.optim.freeze, abstract)
@@ -76,12 +77,10 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         variables = replace(drawn, given or {})
         return step.init_state(variables, optimizer, averaged=update_average is not None)
 
-    everywhere, split = sharding.replicated(mesh), sharding.over_batch(mesh)
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(init)
-    )
+    state = jax.eval_shape(init)
+    where = sharding.of_state(state, mesh, config.mesh)
     train_step = step.make_train_step(
-        model,
+        placed,
         optimizer,
         preprocess,
         schedule=schedule,
@@ -102,19 +101,19 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         # Nothing here runs twice, and on CPU optimising it would take longer than all its work.
         init=jax.jit(
             init,
-            out_shardings=everywhere,
+            out_shardings=where,
             compiler_options=(
                 {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
             ),
         ),
         train_step=jax.jit(
             train_step,
-            in_shardings=(everywhere, split),
-            out_shardings=everywhere,
+            in_shardings=(where, sharding.over_batch(mesh)),
+            out_shardings=(where, sharding.replicated(mesh)),
             donate_argnums=0,
         ),
         eval_step=evaluation.eval_step,
-        state=state,
+        state=_at(state, where),
         train_batch={
             size: _batch(mesh, config.batch_size, size, epoch=jnp.int32, example=jnp.int32)
             for size in train_sizes
@@ -143,14 +142,13 @@ def make_evaluation(config: ConfigDict, mesh: Mesh, num_classes: int) -> Evaluat
     sizes = (config.data.image_size, *config.eval.sizes)
     _check_sizes(model, variables, config, "eval.sizes", sizes)
     # Padded and masked, so its size need only fit the devices; it changes no result.
-    devices = mesh.shape["data"]
-    count = -(-config.eval.batch_size // devices) * devices
+    count = -(-config.eval.batch_size // mesh.size) * mesh.size
+    placed = sharding.Placed(model, variables, mesh, config.mesh)
     return Evaluation(
         mesh=mesh,
-        variables=variables,
+        variables=_at(variables, sharding.of_state(variables, mesh, config.mesh)),
         eval_step=jax.jit(
-            step.make_eval_step(model, device.make_preprocess(config.data, config.seed)),
-            in_shardings=(sharding.replicated(mesh), sharding.over_batch(mesh)),
+            step.make_eval_step(placed, device.make_preprocess(config.data, config.seed)),
             out_shardings=sharding.replicated(mesh),
         ),
         eval_batch={size: _batch(mesh, count, size, valid=jnp.bool_) for size in sizes},
@@ -165,6 +163,12 @@ def replace(variables: Any, given: dict[str, Any]) -> Any:
         return given[name].astype(drawn.dtype) if name in given else drawn
 
     return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+def _at(tree, shardings):
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
+    )
 
 
 def _batch(mesh, count, size, **others):

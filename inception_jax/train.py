@@ -174,7 +174,7 @@ class Run:
         batches = pipeline.training(
             self.data.train,
             order.training(len(self.data.train), config.batch_size, config.seed),
-            sharding.local_rows(config.batch_size),
+            sharding.local_rows(config.batch_size, prog.mesh),
             range(step, prog.total_steps),
             config.data,
             config.seed,

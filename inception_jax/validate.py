@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 
 # The fields whose numbers, alone or in a tuple, must be above 0; 0 or more; below 1.
 _POSITIVE = (
-    *("batch_size", "accumulation", "epochs", "log_every_steps", "mesh.model", "model.width"),
+    *("batch_size", "accumulation", "epochs", "log_every_steps", "model.width"),
     *("schedule.every_epochs", "schedule.factor", "checkpoint.every_steps", "checkpoint.keep"),
     *("model.batch_norm_epsilon", "model.lrn_k", "model.kernel_5x5", "model.pool4_window"),
     "model.pyramid",
@@ -222,7 +222,16 @@ def _check_together(config):
             f" after its warm-up, {rest} epochs, or longer, so that the rate would never fall:"
             " lower it, or set config.schedule.factor=1 for a constant rate"
         )
-    if config.mesh.data == 0 or config.mesh.data < -1:
+    _check_mesh(config.mesh)
+
+
+def _check_mesh(mesh):
+    for name in ("slices", "data", "model"):
+        if mesh[name] == 0 or mesh[name] < -1:
+            raise UserError(
+                f"config.mesh.{name} is {mesh[name]}: it must be -1 (the rest) or above 0"
+            )
+    if mesh.data == mesh.model == -1:
         raise UserError(
-            f"config.mesh.data is {config.mesh.data}: it must be -1 (the rest) or above 0"
+            "config.mesh.data and config.mesh.model are both -1: only one can take what is left"
         )

@@ -48,7 +48,7 @@ data = datasets.load(config.data)
 for _ in pipeline.training(
     data.train,
     order.training(len(data.train), config.batch_size, config.seed),
-    sharding.local_rows(config.batch_size),
+    sharding.local_rows(config.batch_size, sharding.make_mesh(config.mesh)),
     range(round(len(data.train) * config.epochs) // config.batch_size),
     config.data,
     config.seed,

@@ -1,4 +1,5 @@
-"""One device or eight: the same numbers, one all-reduce, and checkpoints that move between them."""
+"""One device or eight, however the state lies on them: the same numbers, few collectives, and
+checkpoints that move between them."""
 
 import functools
 import os
@@ -21,7 +22,10 @@ PUBLISHED = (
     "--config.schedule.rate=0.01",
 )
 WITHOUT_DECAY = (*PUBLISHED, "--config.optim.weight_decay=0")
-NOT_ARRAYS = ("hlo", "devices", "losses")
+NOT_ARRAYS = ("hlo", "devices", "losses", "shares")
+FULLY_SHARDED = "--config.mesh.fully_sharded=true"
+# Two groups of four devices, which are two and two.
+EVERYTHING = (FULLY_SHARDED, "--config.mesh.slices=2", "--config.mesh.model=2")
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +57,41 @@ def worst_difference(a, b):
     return max(np.max(np.abs(a[n] - b[n])) / max(np.max(np.abs(a[n])), 1e-30) for n in names)
 
 
-def test_twenty_steps_in_float64_do_not_depend_on_the_number_of_devices(train_on):
+def collectives(compiled, *kinds):
+    """The collective operations of a compiled step."""
+    return re.findall(rf"^.* = .*? (?:{'|'.join(kinds)})(?:-start)?\(.*$", compiled, re.M)
+
+
+def groups(written):
+    """The devices that talk to each other, a row a group, from XLA's ways of writing them."""
+    if written.startswith("{"):
+        return [np.array(group.split(","), int) for group in re.findall(r"\{([\d,]+)\}", written)]
+    numbers = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+    def ids(found):
+        sizes = [int(size) for size in found[1].split(",")]
+        order = [int(axis) for axis in (found[2] or "").split(",") if axis] or range(len(sizes))
+        return np.arange(np.prod(sizes)).reshape(sizes).transpose(order)
+
+    if written.startswith("mesh"):  # mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'b'}
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", written))
+        sizes = [int(size) for size in axes.values()]
+        listed = numbers.search(written)
+        devices = (ids(listed) if listed else np.arange(np.prod(sizes))).reshape(sizes)
+        over = [list(axes).index(a) for a in re.findall(r"'(\w+)'", written.rpartition("{")[2])]
+        last = range(-len(over), 0)
+        count = np.prod([sizes[axis] for axis in over])
+        return np.moveaxis(devices, over, last).reshape(-1, count)
+    shape, _, listed = written.partition("<=")  # [4,2]<=[2,4]T(1,0)
+    return ids(numbers.match(listed)).reshape(ids(numbers.match(shape)).shape)
+
+
+@pytest.mark.parametrize(
+    "sharded", [(), (FULLY_SHARDED,), EVERYTHING], ids=["data_parallel", "fully_sharded", "all"]
+)
+def test_twenty_steps_in_float64_do_not_depend_on_the_devices(sharded, train_on):
     overrides = (*PUBLISHED, "--config.model.dtype=float64")
-    one, eight = (train_on(devices, 20, *overrides) for devices in (1, 8))
+    one, eight = train_on(1, 20, *overrides), train_on(8, 20, *overrides, *sharded)
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-9)
     assert one["losses"][-1] != one["losses"][0]
     assert worst_difference(one, eight) < 1e-9
@@ -69,9 +105,10 @@ def test_batch_norm_uses_the_statistics_of_the_global_batch(train_on):
     assert worst_difference(one, eight) < 1e-9
 
 
-def test_one_float32_step_has_the_same_loss_and_gradients_on_eight_devices(train_on):
+@pytest.mark.parametrize("sharded", [(), (FULLY_SHARDED,)], ids=["data_parallel", "fully_sharded"])
+def test_one_float32_step_has_the_same_loss_and_gradients_on_eight_devices(sharded, train_on):
     """Without weight decay the momentum after one step is the gradient."""
-    one, eight = (train_on(devices, 1, *WITHOUT_DECAY) for devices in (1, 8))
+    one, eight = train_on(1, 1, *WITHOUT_DECAY), train_on(8, 1, *WITHOUT_DECAY, *sharded)
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
     gradients = [name for name in one if "trace" in name]
     assert len(gradients) == 2 * (3 + 9 * 6 + 2 * 3 + 1)  # kernels and biases
@@ -83,10 +120,40 @@ def test_one_float32_step_has_the_same_loss_and_gradients_on_eight_devices(train
 
 def test_gradients_cross_devices_in_one_all_reduce(train_on):
     compiled = str(train_on(8, 1, *WITHOUT_DECAY)["hlo"])
-    reduces = re.findall(r"= .*? all-reduce(?:-start)?\(", compiled)
-    assert len(reduces) == 1, f"{len(reduces)} all-reduces in the compiled step"
+    assert len(collectives(compiled, "all-reduce")) == 1
     others = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-    assert not [name for name in others if re.search(rf"\b{name}(-start)?\(", compiled)]
+    assert not collectives(compiled, *others)
+
+
+def test_a_fully_sharded_state_lies_in_parts_of_an_eighth(train_on):
+    """As far as the arrays that came out of a step go, in a network an eighth as wide."""
+    stored = train_on(8, 1, *WITHOUT_DECAY, FULLY_SHARDED)
+    sizes = {name: value.size for name, value in stored.items() if name not in NOT_ARRAYS}
+    shares = dict(zip(sizes, stored["shares"], strict=True))
+    for name in sizes:
+        divisible = any(side % 8 == 0 for side in stored[name].shape)
+        assert shares[name] == (1 / 8 if divisible else 1), name
+    held = sum(size * shares[name] for name, size in sizes.items())
+    assert 1 / 8 < held / sum(sizes.values()) < 0.27
+
+
+def test_fully_sharded_each_parameter_is_gathered_once_and_gradients_summed_together(train_on):
+    compiled = str(train_on(8, 1, *WITHOUT_DECAY, FULLY_SHARDED)["hlo"])
+    parameters = 2 * (3 + 9 * 6 + 2 * 3 + 1)
+    assert 2 * parameters / 3 < len(collectives(compiled, "all-gather")) <= parameters
+    # one of the gradients, one for their norm and that of the parameters
+    assert len(collectives(compiled, "all-reduce", "reduce-scatter")) <= 2 + parameters
+    assert not collectives(compiled, "all-to-all", "collective-permute")
+
+
+def test_parameters_are_not_gathered_from_other_slices(train_on):
+    """Over the slow network go gradients, which are summed, and what is as small."""
+    compiled = str(train_on(8, 20, *PUBLISHED, "--config.model.dtype=float64", *EVERYTHING)["hlo"])
+    gathers = collectives(compiled, "all-gather")
+    assert gathers
+    for line in gathers:
+        for group in groups(re.search(r"replica_groups=(.*?), (use_global|dimensions)", line)[1]):
+            assert len(set(group // 4)) == 1, line  # numbered slice by slice, of four devices each
 
 
 def test_accumulation_keeps_every_row_on_its_device(train_on):

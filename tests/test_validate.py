@@ -100,7 +100,8 @@ RULES = {
     "checkpoint.every_steps": ([1], [0, -1]),
     "checkpoint.keep": ([1], [0, -1]),
     "mesh.data": ([-1, 1, 8], [0, -2]),
-    "mesh.model": ([1], [0, -1]),
+    "mesh.model": ([1, 4], [0, -1, -2]),  # -1 beside a data of -1
+    "mesh.slices": ([-1, 2], [0, -2]),
 }
 
 

@@ -125,6 +125,23 @@ def keeping_statistics(frozen) -> contextlib.AbstractContextManager:
     return nn.intercept_methods(intercept)
 
 
+def placing(place: Callable) -> contextlib.AbstractContextManager:
+    """Hands what goes into fully connected layers and comes out of them to a function.
+
+    Args:
+      place: (name of the layer, x_BF, whether it is the output) -> x_BF.
+    """
+
+    def intercept(call, args, kwargs, context):
+        if not isinstance(context.module, nn.Dense):
+            return call(*args, **kwargs)
+        name = "/".join(context.module.path)
+        (x_BF,) = args
+        return place(name, call(place(name, x_BF, False)), True)
+
+    return nn.intercept_methods(intercept)
+
+
 def check_width(width: float, channels: dict[str, int]) -> None:
     """Raises UserError where `config.model.width` leaves a layer with no channels.
 
