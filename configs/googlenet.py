@@ -189,4 +189,8 @@ def get_config() -> ConfigDict:
     # Whether each device of `data` keeps its share of parameters, averages and the optimiser's
     # state, instead of all of them; Rajbhandari et al. 2020, arXiv:1910.02054
     config.mesh.fully_sharded = False
+
+    config.cluster = ConfigDict()  # several processes, one on each host
+    config.cluster.start_timeout = 120.0  # seconds until those that have not come are given up
+    config.cluster.dead_timeout = 60.0  # seconds until all have ended when one has died
     return config.lock()

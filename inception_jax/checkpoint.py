@@ -15,6 +15,9 @@ its config and the given one is told, or refused, with nothing touched yet; the 
 onto whatever devices there are now; .unfinished is removed, damaged newer checkpoints are named and
 set aside; metrics.jsonl is cut to its mark and the TensorBoard events are written anew; training
 goes on with the next step.
+
+On several hosts the folder is on a disk that they share. Each writes its own part of the arrays;
+all else, and the choice of what to resume from, is process 0's.
 """
 
 import errno
@@ -33,7 +36,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from inception_jax import workdir
+from inception_jax import hosts, workdir
 from inception_jax.errors import UserError
 from inception_jax.names import name_of
 
@@ -87,9 +90,19 @@ class Checkpoints:
             return None, {}
         return Found(step, folder, json.loads((folder / META).read_text())), damaged
 
+    def agree_on_newest(self) -> tuple[Found | None, dict[Path, str]]:
+        """As find_newest, by process 0 for all; only it gets to know of damaged ones."""
+        found, damaged = self.find_newest() if hosts.first() else (None, {})
+        step = hosts.of_first(found and found.step)
+        if step is None or hosts.first():
+            return found, damaged
+        folder = self.folder / str(step)
+        return Found(step, folder, json.loads((folder / META).read_text())), {}
+
     def clean(self, damaged: dict[Path, str]) -> list[str]:
         """Removes what is unfinished and sets damaged ones aside; returns a line for each."""
-        _remove(self._unfinished)
+        if hosts.first():
+            _remove(self._unfinished)
         return [
             f"checkpoint {folder.name} is damaged ({problem}): set aside as"
             f" {workdir.aside(folder).name}"
@@ -137,10 +150,12 @@ class Checkpoints:
         # With room to spare: on a full disk orbax's threads print tracebacks of their own.
         needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**22
         try:
-            if shutil.disk_usage(self.folder.parent).free < needed:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            _remove(temporary)
-            temporary.mkdir(parents=True)
+            if hosts.first():
+                if shutil.disk_usage(self.folder.parent).free < needed:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                _remove(temporary)
+                temporary.mkdir(parents=True)
+            # the others wait for process 0 to make orbax's own folder in it
             self._orbax.save((temporary / "state").absolute(), state)
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from None
@@ -165,6 +180,8 @@ class Checkpoints:
         temporary = self._unfinished / str(step)
         try:
             self._orbax.wait_until_finished()
+            if not hosts.first():  # which waits until all have written
+                return
             (temporary / META).write_text(json.dumps(meta))
             hashes = _hash_files(temporary)
             sealed = {CHECKSUMS: _hash(json.dumps(hashes).encode())} | hashes

@@ -30,6 +30,8 @@ HELP = """\
 # What runs did before there were these fields, which their stored configs lack.
 BEFORE = {
     "init_from": "",
+    "cluster.start_timeout": 120.0,
+    "cluster.dead_timeout": 60.0,
     "mesh.slices": -1,
     "mesh.fully_sharded": False,
     "optim.freeze": [],

@@ -25,8 +25,12 @@ class _Terminal(rich.console.Console):
 class Console:
     """Writes to standard output; on a terminal a progress bar stays below the lines."""
 
-    def __init__(self):
-        self._rich = _Terminal(highlight=False, soft_wrap=True, force_terminal=sys.stdout.isatty())
+    def __init__(self, quiet: bool = False):
+        """Opens it; a quiet one writes nothing."""
+        terminal = sys.stdout.isatty() and not quiet
+        self._rich = _Terminal(
+            highlight=False, soft_wrap=True, force_terminal=terminal, quiet=quiet
+        )
         self._bar = None
         self._last_line = 0.0
 

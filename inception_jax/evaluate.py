@@ -54,11 +54,13 @@ def evaluate(
     """
     import jax
 
+    from inception_jax import hosts
+
     totals = {"top1": 0, "top5": 0, "loss": 0.0, "examples": 0}
     for batch in batches:
         sums = jax.device_get(eval_step(state, batch))
         totals = {name: total + sums[name].item() for name, total in totals.items()}
-    examples -= len(skipped)
+    examples -= len(set().union(*hosts.gather(list(skipped))))
     if totals["examples"] != examples:
         raise RuntimeError(f"counted {totals['examples']} images of {examples}")
     result = {name: totals[name] / examples for name in ("top1", "top5", "loss")}
@@ -115,9 +117,13 @@ def at_every_size(
 
 def left_out(source) -> str:
     """Tells which examples of an evaluated split could not be read, and why."""
+    from inception_jax import hosts
     from inception_jax.data.repair import listed
 
-    told = [source.told(index) for index in sorted(source.faults)]
+    told: dict[int, str] = {}
+    for found in hosts.gather([(index, source.told(index)) for index in source.faults]):
+        told |= dict(found)
+    told = [told[index] for index in sorted(told)]
     return f"evaluation: {len(told)} unreadable, left out: {listed(told)}"
 
 

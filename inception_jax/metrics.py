@@ -29,6 +29,22 @@ class Mark(NamedTuple):
     sha256: str
 
 
+class NoLog:
+    """What a process has that writes none, in the place of a MetricsLog."""
+
+    def open(self, mark: Mark | None) -> None:
+        """Does nothing, as the others."""
+
+    def append(self, row: dict) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 class MetricsLog:
     """Appends rows to metrics.jsonl and to TensorBoard events."""
 

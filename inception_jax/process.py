@@ -17,26 +17,27 @@ STARTED = time.monotonic()  # as near to the start of the process as is simple
 def command(doc: str, flags: str) -> Callable:
     """Decorates main(argv) so that it returns an exit code, prints --help and reports UserErrors.
 
+    What main returns is the exit code; None is 0.
+
     Args:
       doc: the module's docstring, which --help prints.
       flags: a line or more for each flag.
     """
 
-    def decorate(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:
+    def decorate(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
         @functools.wraps(main)
         def run(argv: list[str]) -> int:
             if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in argv[1:]):
                 print(f"{doc.strip()}\n\nFlags:\n{flags}", end="")
                 return 0
             try:
-                main(argv)
+                return main(argv) or 0
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt as stop:
                 print(stop if stop.args else "stopped", file=sys.stderr)
                 return 130
-            return 0
 
         return run
 

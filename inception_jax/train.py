@@ -1,11 +1,13 @@
 """The loop: train, evaluate, save, stop and go on; everything it calls stands in its own module."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import math
 import platform
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ml_collections import ConfigDict
 from inception_jax import (
     __version__,
     evaluate,
+    hosts,
     process,
     program,
     resume,
@@ -27,7 +30,7 @@ from inception_jax.console import Console
 from inception_jax.data import datasets, order, pipeline
 from inception_jax.data.repair import listed
 from inception_jax.errors import DataError, UserError
-from inception_jax.metrics import Mark, MetricsLog
+from inception_jax.metrics import Mark, MetricsLog, NoLog
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -56,7 +59,8 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
     run = Run(config, folder, data, prog, stop, console)
-    with workdir.hold(folder), run.closing:
+    with workdir.hold(folder) if hosts.first() else contextlib.nullcontext(), run.closing:
+        run.check_alike()
         return run.run()
 
 
@@ -67,12 +71,13 @@ class Run:
         self.config, self.folder, self.data, self.prog = config, folder, data, prog
         self.stop, self.console = stop, console
         self.checkpoints = Checkpoints(folder, config.checkpoint.keep)
-        self.log = MetricsLog(folder)
+        self.log = MetricsLog(folder) if hosts.first() else NoLog()
         # A save under way finishes even when the run fails, so that what it holds is not lost.
         self.closing = contextlib.ExitStack()
         self.closing.callback(self.checkpoints.wait)
         self.config_json = json.loads(config.to_json_best_effort())
         self.given = self._given()
+        self.results = folder / "results.json"
         self.state = None
         # examples that cannot be read and why, by epoch and index, until the epoch's end
         self.skipped: dict[int, dict[int, str]] = {}
@@ -86,14 +91,10 @@ class Run:
     def run(self) -> tuple[int, dict | None]:
         step = self._resume()
         total = self.prog.total_steps
-        file = self.folder / "results.json"
         if step == total and self._evaluated(step):
-            results = self._results(step, self.earlier_seconds)
-            if not file.exists():
-                workdir.write_json(file, results)
-            self.console.summary(results, self.folder)
-            return step, results
-        file.unlink(missing_ok=True)  # it says that a run is finished
+            return step, self._finish(step, self.earlier_seconds)
+        if hosts.first():
+            self.results.unlink(missing_ok=True)  # it says that a run is finished
         stopped = bool(self.stop())
         with self.console.progress(step, total, f"step {step}/{total}", "compiling"):
             if not stopped and self._evaluation_due(step) and not self._evaluated(step):
@@ -103,14 +104,46 @@ class Run:
         self.checkpoints.wait()
         if step < total or not self._evaluated(step):
             return step, None
-        results = self._results(step, self._wall_seconds())
-        workdir.write_json(file, results)
+        return step, self._finish(step, self._wall_seconds())
+
+    def check_alike(self) -> None:
+        """Raises UserError unless all processes have the same workdir and the same images."""
+        if jax.process_count() == 1:
+            return
+        mark = self.folder / ".shared"
+        if hosts.first():
+            with workdir.writing(mark):
+                mark.write_text(uuid.uuid4().hex)
+        hosts.gather("written")
+        names = hashlib.sha256(repr(self.data.class_names).encode()).hexdigest()
+        shared = mark.read_text() if mark.exists() else None
+        facts = self._facts() | {"class_names": names, "workdir": shared}
+        first, *others = hosts.gather(facts)
+        if hosts.first():
+            mark.unlink()
+        for number, other in enumerate(others, 1):
+            if other["workdir"] != first["workdir"]:
+                raise UserError(
+                    f"--workdir={self.folder} is another folder for process {number} than for"
+                    " process 0: it has to be on a disk that all hosts share"
+                )
+            for name in ("num_classes", "num_examples", "class_names"):
+                if other[name] != first[name]:
+                    raise UserError(
+                        f"process {number} has {name}={other[name]} in config.data.dir, process 0"
+                        f" has {first[name]}: all hosts need the same images"
+                    )
+
+    def _finish(self, step, wall_seconds):
+        results = self._results(step, wall_seconds)
+        if hosts.first() and not self.results.exists():
+            workdir.write_json(self.results, results)
         self.console.summary(results, self.folder)
-        return step, results
+        return results
 
     def _given(self):
         """Arrays that a new run starts from; before anything is written, as they may not fit."""
-        if not self.config.init_from or self.checkpoints.steps():
+        if not self.config.init_from or hosts.of_first(self.checkpoints.steps()):
             return {}
         found, damaged = transfer.newest(self.config.init_from)
         given, changes = transfer.read(found, self.prog.state.variables, self.data.num_classes)
@@ -119,9 +152,9 @@ class Run:
         return given
 
     def _resume(self):
-        found, damaged = self.checkpoints.find_newest()
+        found, damaged = self.checkpoints.agree_on_newest()
         if found is None:
-            if (self.folder / "results.json").exists():
+            if hosts.first() and self.results.exists():
                 raise UserError(
                     f"a run was finished in {self.folder}, and its checkpoints are gone: take"
                     " another --workdir, or remove the folder"
@@ -145,8 +178,8 @@ class Run:
                 self.console.line(line)
             self.saved_step = step
             self.evaluation, self.best = meta["evaluation"], meta["best"]
-            for epoch, told in meta.get("skipped", {}).items():  # JSON's keys are text
-                self.skipped[int(epoch)] = {int(index): text for index, text in told.items()}
+            if hosts.first():  # it had them of all
+                self.skipped = _by_number(meta.get("skipped", {}))
             self.train_seconds = meta["train_seconds"]
             self.earlier_seconds = meta["wall_seconds"]
             warning = self.log.open(Mark(*meta["metrics_mark"]))
@@ -160,7 +193,8 @@ class Run:
         self.closing.callback(self.log.close)
         if warning:
             self.console.line(warning)
-        workdir.write_json(self.folder / "config.json", self.config_json)
+        if hosts.first():
+            workdir.write_json(self.folder / "config.json", self.config_json)
         return step
 
     def _train_from(self, step):
@@ -214,7 +248,7 @@ class Run:
         if failure:
             if late:
                 self._record(*late, clock)
-            if step > begun:
+            if step > begun and jax.process_count() == 1:  # the others wait for their next step
                 self._save(step)
             raise failure[0]
         return step
@@ -229,14 +263,28 @@ class Run:
 
     def _tell_skipped(self, step):
         """Tells and logs at the end of an epoch what was left out of it."""
-        last = step == self.prog.total_steps
-        for epoch in sorted(self.skipped):
-            if not last and step * self.config.batch_size < (epoch + 1) * len(self.data.train):
-                return
-            told = [text for _, text in sorted(self.skipped.pop(epoch).items())]
+        total = self.prog.total_steps
+        ended = step * self.config.batch_size // len(self.data.train)  # epochs
+        before = (step - 1) * self.config.batch_size // len(self.data.train)
+        if self.config.data.unreadable == "error" or (ended == before and step < total):
+            return
+        skipped = self._skipped_by_all()
+        for epoch in sorted(skipped):
+            if step < total and epoch >= ended:
+                continue
+            told = [text for _, text in sorted(skipped[epoch].items())]
+            self.skipped.pop(epoch, None)
             row = {"kind": "skipped", "step": step, "epoch": epoch + 1, "count": len(told)}
             self.log.append(row)
             self.console.line(f"epoch {epoch + 1}: {len(told)} unreadable, skipped: {listed(told)}")
+
+    def _skipped_by_all(self):
+        """What all processes have skipped, by epoch and index; a copy."""
+        merged: dict[int, dict[int, str]] = {}
+        for skipped in hosts.gather(self.skipped):
+            for epoch, told in _by_number(skipped).items():
+                merged.setdefault(epoch, {}).update(told)
+        return merged
 
     def _record(self, step, metrics, clock):
         """Checks and logs the metrics of one step; waits until the device has them."""
@@ -283,9 +331,9 @@ class Run:
         self._check_finite(step, float(self.prog.schedule(step - 1)), row, losses)
         self.log.append(row)
         self.console.evaluation(row)
-        faults = self.data.eval.faults
-        if len(faults) > self.skipped_in_evaluation:
-            self.skipped_in_evaluation = len(faults)
+        skipped = len(self.data.eval) - result["examples"]
+        if skipped > self.skipped_in_evaluation:
+            self.skipped_in_evaluation = skipped
             self.console.line(evaluate.left_out(self.data.eval))
         self.evaluation = row
         if not self.best or row["top1"] > self.best["top1"]:
@@ -299,8 +347,7 @@ class Run:
             **self._facts(),
             "evaluation": self.evaluation,
             "best": self.best,
-            # a copy: what is saved is written while training goes on
-            "skipped": {epoch: dict(told) for epoch, told in self.skipped.items()},
+            "skipped": self._skipped_by_all(),
             "train_seconds": self.train_seconds,
             "wall_seconds": self._wall_seconds(),
             "metrics_mark": self.log.flush(),
@@ -337,6 +384,14 @@ class Run:
 
     def _wall_seconds(self):
         return self.earlier_seconds + time.monotonic() - process.STARTED
+
+
+def _by_number(skipped):
+    """Skipped examples by epoch and index, which JSON has as text."""
+    return {
+        int(epoch): {int(index): text for index, text in told.items()}
+        for epoch, told in skipped.items()
+    }
 
 
 def _until_failure(batches, failure):

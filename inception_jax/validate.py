@@ -33,6 +33,7 @@ _POSITIVE = (
     *("data.train_resize", "data.train_sizes"),
     *("eval.batch_size", "eval.every_steps", "eval.sizes"),
     *("optim.epsilon", "optim.trust_coefficient", "average.decay"),
+    *("cluster.start_timeout", "cluster.dead_timeout"),
 )
 _NOT_NEGATIVE = (
     *("seed", "loss.auxiliary_weight", "loss.label_smoothing"),

@@ -1,7 +1,9 @@
 """Set-up for all tests: quiet libraries, a compile cache, small configs."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -103,6 +105,15 @@ def rows(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     timed = ("time", "images_per_second", "data_wait")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def free_port():
+    """A port that is free, as is the one below it."""
+    while True:
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+            with contextlib.suppress(OSError), socket.create_server(("", port - 1)):
+                return port
 
 
 def stop(process):

@@ -48,6 +48,8 @@ RULES = {
     "optim.epsilon": ([TINY], [0.0, -TINY]),
     "optim.trust_coefficient": ([TINY], [0.0, -TINY]),
     "average.name": (["none", "exponential", "plain"], ["", "polyak"]),
+    "cluster.start_timeout": ([TINY, 300.0], [0.0, -1.0]),
+    "cluster.dead_timeout": ([TINY, 300.0], [0.0, -1.0]),
     "average.decay": ([TINY, 1 - TINY], [0.0, -TINY, 1.0]),
     "average.start_epochs": ([0.0], [-TINY]),
     "optim.momentum": ([0.0, 1 - TINY], [-TINY, 1.0]),
