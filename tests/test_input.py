@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
 import pytest
 import tensorflow_datasets as tfds
-from conftest import ROOT, newest, rows, stop, wait_until
+from conftest import ROOT, free_port, newest, rows, stop, wait_until
 from miniature_imagenet import make
 
 EPOCHS, STEPS_AN_EPOCH, BATCH = 4, 3, 8
@@ -85,7 +84,7 @@ def whole(dirty, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     log = folder / "batches.jsonl"
     skip = ("--config.data.unreadable=skip", f"--workdir={folder}/run")
-    code, out, error = finish(start("tests/log_batches.py", log, "run", *dirty[0], *skip))
+    code, out, error = finish(start("tests/log_batches.py", log, *dirty[0], *skip))
     assert (code, error) == (0, "")
     return folder / "run", log, out
 
@@ -194,13 +193,13 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_very_images_of_one_that_w
 ):
     log, again, folder = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "run"
     options = (*dirty[0], "--config.data.unreadable=skip", f"--workdir={folder}")
-    process = start("tests/log_batches.py", log, "run", *options)
+    process = start("tests/log_batches.py", log, *options)
     assert wait_until(process, lambda: newest(folder))
     process.kill()
     finish(process)
     saved = newest(folder)
     assert saved in (5, 10)
-    code, _, error = finish(start("tests/log_batches.py", again, "run", *options))
+    code, _, error = finish(start("tests/log_batches.py", again, *options))
     assert (code, error) == (0, "")
     expected = logged(whole[1])
     seen = logged(log)
@@ -210,24 +209,28 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_very_images_of_one_that_w
     assert rows(folder) == rows(whole[0])
 
 
-def test_two_hosts_read_together_the_batches_of_one(dirty, whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+def test_two_hosts_read_together_the_batches_of_one_and_tell_the_same(dirty, whole, tmp_path):
+    port, folder = free_port(), tmp_path / "run"
+    options = (*dirty[0], "--config.data.unreadable=skip", f"--workdir={folder}")
+    place = (f"--coordinator_address=localhost:{port}", "--num_processes=2", "--process_id")
     logs = [tmp_path / f"host{number}.jsonl" for number in range(2)]
-    options = (*dirty[0], "--config.data.unreadable=skip")
     hosts = [
-        start("tests/log_batches.py", log, f"{address},2,{number}", *options)
+        start("tests/log_batches.py", log, *options, *place, number)
         for number, log in enumerate(logs)
     ]
-    for host in hosts:
-        code, _, error = finish(host)
-        assert code == 0, error
+    (code, out, error), other = map(finish, hosts)
+    assert (code, error) == (0, "")
+    assert other == (0, "", "")
     joined = [
         {name: first[name] if name == "step" else first[name] + second[name] for name in first}
         for first, second in zip(*map(logged, logs), strict=True)
     ]
     assert joined == logged(whole[1])
+    skipped = [[line for line in o.splitlines() if "unreadable" in line] for o in (out, whole[2])]
+    assert skipped[0] == skipped[1]
+    found, expected = ([r for r in rows(f) if r["kind"] == "skipped"] for f in (folder, whole[0]))
+    assert found == expected
+    assert json.loads((folder / "results.json").read_text())["examples"] == 11
 
 
 def test_the_share_of_time_that_training_waits_for_data_is_logged(whole):
