@@ -90,6 +90,9 @@ def get_config() -> ConfigDict:
     config.optim.freeze = ()
     config.optim.clip_norm = 0.0  # of the gradient of all parameters together; 0: no clipping
     config.optim.max_filter_rms = 0.0  # of each convolution's filter, 0: any; Zeiler & Fergus 2013
+    # Training steps in a row that are left out because their loss or the gradient's norm is not
+    # finite; one more ends the run, as the first does with 0
+    config.optim.skip_nonfinite = 0
     config.optim.betas = (0.9, 0.999)  # adamw, lamb; of rmsprop the second; Kingma & Ba 2015
     config.optim.epsilon = 1e-8  # adamw, lamb, rmsprop; Kingma & Ba 2015
     config.optim.trust_coefficient = 0.001  # lars; You et al. 2017

@@ -35,6 +35,7 @@ BEFORE = {
     "mesh.slices": -1,
     "mesh.fully_sharded": False,
     "optim.freeze": [],
+    "optim.skip_nonfinite": 0,
     "eval.sizes": [],
     "data.train_sizes": [],
     "data.interpolation": "antialiased",

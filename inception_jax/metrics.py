@@ -1,9 +1,9 @@
 """What a run measures, in the workdir: metrics.jsonl, and the same as TensorBoard events.
 
-metrics.jsonl is the record: one JSON object a line, `kind` train, eval or skipped. A checkpoint
-stores its length and hash (`mark`), so a resume restores the very bytes that were there when it was
-saved. The events are a view of it, written anew on a resume, so that none past the resumed step
-remains.
+metrics.jsonl is the record: one JSON object a line, `kind` train, eval, skipped or nonfinite. A
+checkpoint stores its length and hash (`mark`), so a resume restores the very bytes that were there
+when it was saved. The events are a view of it, written anew on a resume, so that none past the
+resumed step remains.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from inception_jax import workdir
 
-NOT_PLOTTED = ("kind", "step", "time", "examples")
+NOT_PLOTTED = ("kind", "step", "time", "examples", "what", "value")
 
 
 class Mark(NamedTuple):

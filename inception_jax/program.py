@@ -91,6 +91,7 @@ def make(config: ConfigDict, mesh: Mesh, *, num_examples: int, num_classes: int)
         mix=device.make_mix(config.data, config.seed),
         update_average=update_average,
         frozen=frozen,
+        skip_nonfinite=config.optim.skip_nonfinite > 0,
     )
 
     return Program(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from inception_jax import average
+from inception_jax import average, nonfinite
 from inception_jax.models import layers
 from inception_jax.rng import Stream, key
 
@@ -89,6 +89,7 @@ def make_train_step(
     mix: Callable[[Batch], Batch] | None = None,
     update_average: average.Update | None = None,
     frozen: dict[str, Any] = NOTHING,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes train_step(state, batch) -> (state, metrics).
 
@@ -99,7 +100,8 @@ def make_train_step(
     own. mix, from device.make_mix, is of the whole batch, before it is split; cross entropies are
     then means of those with both labels, weighted by their shares. update_average, from
     average.make_update, follows each update. What is frozen, as told by optim.frozen, keeps its
-    very bits.
+    very bits. With skip_nonfinite a step whose loss or gradient norm is not finite changes no more
+    than the step's number and the rate's, and the average, which goes on with the same variables.
 
     Metrics: loss, main_loss (both with smoothing) and top1 (of mixed images, the label with the
     greater share), all of the training batch before the update; grad_norm, before clipping;
@@ -180,11 +182,14 @@ def make_train_step(
             state.params,
             optax.apply_updates(state.params, updates),
         )
-        metrics |= {
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
-            "rate": schedule(state.step),
-        }
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        if skip_nonfinite:
+            params, batch_stats, opt_state = nonfinite.unless(
+                metrics,
+                (params, batch_stats, opt_state),
+                (state.params, state.batch_stats, state.opt_state),
+            )
+        metrics |= {"param_norm": optax.tree.norm(params), "rate": schedule(state.step)}
         state = TrainState(state.step + 1, params, batch_stats, opt_state, state.average)
         if update_average:
             mean = state.average["mean"]

@@ -18,6 +18,7 @@ from inception_jax import (
     __version__,
     evaluate,
     hosts,
+    nonfinite,
     process,
     program,
     resume,
@@ -82,6 +83,7 @@ class Run:
         # examples that cannot be read and why, by epoch and index, until the epoch's end
         self.skipped: dict[int, dict[int, str]] = {}
         self.skipped_in_evaluation = 0
+        self.nonfinite = 0  # training steps that were left out, in a row until now
         self.evaluation: dict = {}  # the newest one
         self.best: dict = {}  # the one with the highest top-1
         self.train_seconds = 0.0  # without evaluation and saving
@@ -180,6 +182,7 @@ class Run:
             self.evaluation, self.best = meta["evaluation"], meta["best"]
             if hosts.first():  # it had them of all
                 self.skipped = _by_number(meta.get("skipped", {}))
+            self.nonfinite = meta.get("nonfinite", 0)
             self.train_seconds = meta["train_seconds"]
             self.earlier_seconds = meta["wall_seconds"]
             warning = self.log.open(Mark(*meta["metrics_mark"]))
@@ -289,14 +292,30 @@ class Run:
     def _record(self, step, metrics, clock):
         """Checks and logs the metrics of one step; waits until the device has them."""
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        self._check_finite(step, row["rate"], row, ("loss", "grad_norm", "param_norm"))
         clock.tick()
+        if self._left_out(step, row):
+            return
+        self._check_finite(step, row["rate"], row, ("loss", "grad_norm", "param_norm"))
         if step % self.config.log_every_steps == 0:
             row["images_per_second"], row["data_wait"] = clock.lap()
             left = (self.prog.total_steps - step) * self.config.batch_size
             self.log.append({"kind": "train", "step": step, "epoch": self._epoch(step)} | row)
             row["seconds_left"] = left / row["images_per_second"]
             self.console.update(step, self.prog.total_steps, row)
+
+    def _left_out(self, step, row):
+        """Whether a step was left out because it is not finite; counts, logs and tells it."""
+        found, most = nonfinite.found(row), self.config.optim.skip_nonfinite
+        self.nonfinite = self.nonfinite + 1 if found else 0
+        if not 0 < self.nonfinite <= most:
+            return False
+        at = {"kind": "nonfinite", "step": step, "epoch": self._epoch(step)}
+        self.log.append(at | found | {"in_a_row": self.nonfinite})
+        self.console.line(
+            f"step {step}: {nonfinite.WORDS[found['what']]} became {found['value']}: left out"
+            f" ({self.nonfinite} in a row, at most {most})"
+        )
+        return True
 
     def _check_finite(self, step, rate, row, names):
         for name in names:
@@ -348,6 +367,7 @@ class Run:
             "evaluation": self.evaluation,
             "best": self.best,
             "skipped": self._skipped_by_all(),
+            "nonfinite": self.nonfinite,
             "train_seconds": self.train_seconds,
             "wall_seconds": self._wall_seconds(),
             "metrics_mark": self.log.flush(),

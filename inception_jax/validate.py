@@ -42,7 +42,7 @@ _NOT_NEGATIVE = (
     *("data.randaugment_layers", "data.randaugment_magnitude", "data.erasing"),
     *("data.mixup", "data.cutmix", "data.cache_resize"),
     *("optim.momentum", "optim.weight_decay", "optim.clip_norm", "optim.betas"),
-    "optim.max_filter_rms",
+    *("optim.max_filter_rms", "optim.skip_nonfinite"),
     *("schedule.rate", "schedule.power", "schedule.warmup_epochs", "average.start_epochs"),
 )
 _BELOW_ONE = (

@@ -44,6 +44,7 @@ RULES = {
     "optim.freeze": ([(), ("a|b", ".*")], [("(",), (5,), (".*", None)]),
     "optim.clip_norm": ([0.0], [-TINY, float("inf")]),
     "optim.max_filter_rms": ([0.0], [-TINY, float("inf")]),
+    "optim.skip_nonfinite": ([0, 1], [-1]),
     "optim.betas": ([(0.0, 1 - TINY)], [(-TINY, 0.9), (0.9, 1.0), (0.9,)]),
     "optim.epsilon": ([TINY], [0.0, -TINY]),
     "optim.trust_coefficient": ([TINY], [0.0, -TINY]),
