@@ -20,15 +20,16 @@ On several hosts the folder is on a disk that they share. Each writes its own pa
 all else, and the choice of what to resume from, is process 0's.
 """
 
+import contextlib
 import errno
 import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +37,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from inception_jax import hosts, workdir
+from inception_jax import hosts, retry, workdir
 from inception_jax.errors import UserError
 from inception_jax.names import name_of
 
 CHECKSUMS = "checksums.json"
 META = "meta.json"
+FAILURES = 3  # saves in a row that may fail while the storage does, the last of which ends the run
 
 
 class Found(NamedTuple):
@@ -53,15 +55,21 @@ class Found(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
 
-    def __init__(self, folder: Path, keep: int):
+    What fails for a while is tried again, at once where the data are still there; a save that fails
+    in training, whose arrays are gone by then, is told, and the next one is the new attempt.
+    """
+
+    def __init__(self, folder: Path, keep: int, tell: Callable[[str], None] = print):
         self.folder = folder / "checkpoints"
         self._unfinished = self.folder / ".unfinished"
         self._keep = keep
+        self._tell = tell
         self._orbax = ocp.StandardCheckpointer()
         self._thread: threading.Thread | None = None
         self._error: tuple[int, Exception] | None = None  # of which save, and what
+        self._failures = 0  # in a row
 
     def find_newest(self) -> tuple[Found | None, dict[Path, str]]:
         """Chooses what to resume from; changes nothing.
@@ -88,7 +96,8 @@ class Checkpoints:
                     f" {problem}): restore the folder from a copy, or remove it to start anew"
                 )
             return None, {}
-        return Found(step, folder, json.loads((folder / META).read_text())), damaged
+        meta = retry.reading(folder, (folder / META).read_text)
+        return Found(step, folder, json.loads(meta)), damaged
 
     def agree_on_newest(self) -> tuple[Found | None, dict[Path, str]]:
         """As find_newest, by process 0 for all; only it gets to know of damaged ones."""
@@ -97,7 +106,8 @@ class Checkpoints:
         if step is None or hosts.first():
             return found, damaged
         folder = self.folder / str(step)
-        return Found(step, folder, json.loads((folder / META).read_text())), {}
+        meta = retry.reading(folder, (folder / META).read_text)
+        return Found(step, folder, json.loads(meta)), {}
 
     def clean(self, damaged: dict[Path, str]) -> list[str]:
         """Removes what is unfinished and sets damaged ones aside; returns a line for each."""
@@ -130,7 +140,8 @@ class Checkpoints:
                 f" differ, the first {name} ({stored.get(name, 'none')} there,"
                 f" {wanted.get(name, 'none')} here): take another --workdir"
             )
-        return self._orbax.restore((found.folder / "state").absolute(), abstract_state)
+        arrays = (found.folder / "state").absolute()
+        return retry.reading(arrays, lambda: self._orbax.restore(arrays, abstract_state))
 
     def save(self, step: int, state, meta: dict[str, Any], best: int | None) -> None:
         """Starts a save and returns once the arrays are copied from the devices.
@@ -142,7 +153,7 @@ class Checkpoints:
           best: the step whose checkpoint is kept however old it is.
 
         Raises:
-          UserError: this or the previous save failed, as on a full disk.
+          UserError: this or the previous save failed, as on a full disk; see check.
         """
         self.wait()
         meta = meta | {"arrays": describe(state)}
@@ -153,28 +164,63 @@ class Checkpoints:
             if hosts.first():
                 if shutil.disk_usage(self.folder.parent).free < needed:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                _remove(temporary)
+                _remove(self._unfinished)  # what a save that failed has left
                 temporary.mkdir(parents=True)
             # the others wait for process 0 to make orbax's own folder in it
             self._orbax.save((temporary / "state").absolute(), state)
         except (OSError, ValueError) as error:
-            raise self._failed(step, error) from None
+            self._error = (step, error)
+            if jax.process_count() > 1 or not retry.passes(error):
+                raise self._failed() from None
+            return
         self._thread = threading.Thread(target=self._finish, args=(step, meta, best))
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits for a save under way; raises UserError if it failed."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Waits for a save under way, then does what check does."""
+        self._join()
         self.check()
 
     def check(self) -> None:
-        """Raises UserError if a save has failed by now; does not wait."""
-        if self._error is not None:
-            step, error = self._error
+        """Tells it if a save has failed by now; does not wait.
+
+        Raises:
+          UserError: the reason does not pass, or it was the last of FAILURES in a row.
+        """
+        if self._error is None:
+            return
+        self._failures += 1
+        alone = jax.process_count() == 1  # else others may still wait for what failed here
+        if not alone or self._failures == FAILURES or not retry.passes(self._error[1]):
+            raise self._failed()
+        self._tell(f"{self._told()}; training goes on, and the next save tries again")
+
+    def finish(self, save: Callable[[], None]) -> None:
+        """Waits for the last save; where it fails for a while, makes it anew, from the same state.
+
+        Several processes would have to do so together: there it is not tried again.
+
+        Args:
+          save: starts that save.
+
+        Raises:
+          UserError: it failed again and again, or the reason does not pass.
+        """
+        pauses = retry.PAUSES if jax.process_count() == 1 else ()
+        for pause in (*pauses, None):
+            self._join()
+            if self._error is None:
+                return
+            if pause is None or not retry.passes(self._error[1]):
+                raise self._failed()
             self._error = None
-            raise self._failed(step, error)
+            time.sleep(pause)
+            save()
+
+    def _join(self):
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _finish(self, step, meta, best):
         temporary = self._unfinished / str(step)
@@ -182,54 +228,64 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if not hosts.first():  # which waits until all have written
                 return
-            (temporary / META).write_text(json.dumps(meta))
+            retry.again(lambda: (temporary / META).write_text(json.dumps(meta)))
             hashes = _hash_files(temporary)
             sealed = {CHECKSUMS: _hash(json.dumps(hashes).encode())} | hashes
-            (temporary / CHECKSUMS).write_text(json.dumps(sealed, indent=1))
+            retry.again(lambda: (temporary / CHECKSUMS).write_text(json.dumps(sealed, indent=1)))
+            # Once: after a failure the system may take for written what is lost, and say so.
             _fsync_tree(temporary)
-            temporary.rename(self.folder / str(step))
-            _fsync(self.folder)
+            retry.rename(temporary, self.folder / str(step))
+            self._failures = 0
             self._prune(best)
         except Exception as error:  # whatever it is, it is raised again by wait()
             self._error = (step, error)
 
     def _prune(self, best):
-        steps = self.steps()
-        for step in steps[: -self._keep]:
-            if step != best:
-                doomed = self._unfinished / f"{step}.deleted"
-                (self.folder / str(step)).rename(doomed)
-                _remove(doomed)
+        """Deletes old ones once the new one is sure to stay; what fails is for the next save."""
+        try:
+            retry.again(lambda: _fsync(self.folder))
+            for step in self.steps()[: -self._keep]:
+                if step != best:
+                    doomed = self._unfinished / f"{step}.deleted"
+                    retry.rename(self.folder / str(step), doomed)
+                    _remove(doomed)
+        except OSError as error:
+            if not retry.passes(error):
+                raise
 
     def steps(self) -> list[int]:
         """Those of which there are checkpoints, whole or damaged, in order."""
-        if not self.folder.is_dir():
+        try:
+            names = retry.reading(self.folder, lambda: os.listdir(self.folder))
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+        return sorted(int(name) for name in names if name.isdecimal())
 
-    def _failed(self, step, error):
-        # tensorstore's messages are long; the system's reason stands before the error code
-        told = re.search(r": ([^:]+) \[os_error_code", str(error))
-        reason = told[1] if told else getattr(error, "strerror", None) or str(error)
-        last = self.steps()[-1:]
+    def _told(self):
+        (step, error), self._error = self._error, None
+        return f"could not save checkpoint {step} to {self.folder}: {retry.reason(error)}"
+
+    def _failed(self):
+        told, last = self._told(), self.steps()[-1:]
         kept = f"the newest checkpoint is {last[0]}" if last else "there is no checkpoint yet"
         return UserError(
-            f"could not save checkpoint {step} to {self.folder}: {reason}; {kept}. Make room or"
-            " mend it, then start again with the same line"
+            f"{told}; {kept}. Make room or mend it, then start again with the same line"
         )
 
 
 def verify(folder: Path) -> str | None:
     """Compares a checkpoint's files with its checksums; returns what is wrong, or None."""
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
+        expected = json.loads(retry.again((folder / CHECKSUMS).read_text))
         found = _hash_files(folder)
         own = expected.pop(CHECKSUMS)
         if own != _hash(json.dumps(expected).encode()):
-            return f"{CHECKSUMS} is damaged"
+            raise ValueError
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # not what was written
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except (ValueError, KeyError, AttributeError, TypeError):  # not what was written
         return f"{CHECKSUMS} is damaged"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
@@ -247,10 +303,9 @@ def read(found: Found, names: Collection[str]) -> dict[str, np.ndarray]:
         functools.reduce(lambda group, key: group.setdefault(key, {}), groups, tree)[last] = 0
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.restore(
-            (found.folder / "state").absolute(),
-            args=ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True),
-        )
+        folder = (found.folder / "state").absolute()
+        args = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
+        stored = retry.reading(folder, lambda: reader.restore(folder, args=args))
     leaves, _ = jax.tree_util.tree_flatten_with_path(stored)
     return {name_of(path): leaf for path, leaf in leaves}
 
@@ -269,10 +324,20 @@ def _hash(content):
 
 def _hash_files(folder):
     return {
-        str(path.relative_to(folder)): _hash(path.read_bytes())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / CHECKSUMS
+        str(path.relative_to(folder)): _hash(retry.again(path.read_bytes))
+        for path in sorted(retry.again(lambda: _files(folder)))
+        if path != folder / CHECKSUMS
     }
+
+
+def _files(folder):
+    """Every file below; Path.rglob leaves out what cannot be listed for a while."""
+
+    def fail(error):
+        raise error
+
+    walk = os.walk(folder, onerror=fail)
+    return [Path(parent, name) for parent, _, names in walk for name in names]
 
 
 def _fsync(path):
@@ -290,5 +355,5 @@ def _fsync_tree(folder):
 
 
 def _remove(folder):
-    if folder.exists():
-        shutil.rmtree(folder)
+    with contextlib.suppress(FileNotFoundError):
+        retry.again(lambda: shutil.rmtree(folder))

@@ -6,6 +6,8 @@ when it was saved. The events are a view of it, written anew on a resume, so tha
 resumed step remains.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +19,7 @@ from typing import NamedTuple
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from inception_jax import workdir
+from inception_jax import retry, workdir
 
 NOT_PLOTTED = ("kind", "step", "time", "examples", "what", "value")
 
@@ -43,6 +45,46 @@ class NoLog:
 
     def close(self) -> None:
         """Does nothing."""
+class _File:
+    """A file that grows; as its length is known, what fails half way is written over."""
+
+    def __init__(self, path: Path, length: int = 0):
+        """Opens it, cut to a length."""
+        self._number = retry.again(lambda: os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+        retry.again(lambda: os.ftruncate(self._number, length))
+        self.length = length
+
+    def write(self, content: bytes) -> None:
+        """Writes behind the end; all of it, or nothing as far as the storage lets."""
+        try:
+            retry.again(lambda: self._put(content, self.length))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._number, self.length)
+            raise
+        self.length += len(content)
+
+    def sync(self, last: bytes) -> None:
+        """Brings it to the disk.
+
+        Args:
+          last: what was written since it was there, to be written once more: after a failure the
+            system may take for written what it has lost.
+        """
+
+        def attempt():
+            self._put(last, self.length - len(last))
+            os.fsync(self._number)
+
+        retry.again(attempt)
+
+    def close(self) -> None:
+        os.close(self._number)
+
+    def _put(self, content, at):
+        while content:
+            written = os.pwrite(self._number, content, at)
+            content, at = content[written:], at + written
 
 
 class MetricsLog:
@@ -52,7 +94,7 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self._events_folder = folder / "tensorboard"
         self._hash = hashlib.sha256()
-        self._length = 0
+        self._unsynced = b""
 
     def open(self, mark: Mark | None) -> str | None:
         """Cuts what was written after `mark` (all of it, if None) and gets ready to append.
@@ -64,20 +106,20 @@ class MetricsLog:
         kept = b""
         warning = None
         if mark is not None:
-            stored = self.path.read_bytes() if self.path.exists() else b""
+            stored = b""
+            with contextlib.suppress(FileNotFoundError):
+                stored = retry.reading(self.path, self.path.read_bytes)
             kept = stored[: mark.length]
             if hashlib.sha256(kept).hexdigest() != mark.sha256:
                 warning = self._set_aside()
                 kept = b""
         self._hash.update(kept)
-        self._length = len(kept)
-        with open(self.path, "ab") as file:
-            file.truncate(len(kept))
-        self._file = open(self.path, "ab")  # noqa: SIM115, closed in close()
-        self._open_events()
-        for line in kept.splitlines():
-            self._write_event(json.loads(line))
-        self._events.flush()
+        with workdir.writing(self.path):
+            self._file = _File(self.path, len(kept))
+        with workdir.writing(self._events_folder):
+            self._open_events()
+            for line in kept.splitlines():
+                self._write_event(json.loads(line))
         return warning
 
     def _set_aside(self):
@@ -94,19 +136,18 @@ class MetricsLog:
         row = row | {"time": round(time.time(), 3)}
         line = (json.dumps(row) + "\n").encode()
         with workdir.writing(self.path):
-            self._file.write(line)
-            self._file.flush()  # who watches the run sees each row at once
+            self._file.write(line)  # who watches the run sees each row at once
         self._hash.update(line)
-        self._length += len(line)
+        self._unsynced += line
         with workdir.writing(self._events_folder):
             self._write_event(row)
-            self._events.flush()
 
     def flush(self) -> Mark:
         """Brings every row to the disk and returns the mark behind the last."""
         with workdir.writing(self.path):
-            os.fsync(self._file.fileno())
-        return Mark(self._length, self._hash.hexdigest())
+            self._file.sync(self._unsynced)
+        self._unsynced = b""
+        return Mark(self._file.length, self._hash.hexdigest())
 
     def close(self) -> None:
         """Closes both files."""
@@ -116,11 +157,11 @@ class MetricsLog:
             self._events.close()
 
     def _open_events(self):
-        self._events_folder.mkdir(exist_ok=True)
+        retry.again(lambda: self._events_folder.mkdir(exist_ok=True))
         for old in self._events_folder.glob("events.out.tfevents.*"):
-            old.unlink()
+            retry.again(functools.partial(old.unlink, missing_ok=True))
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._events = RecordWriter(open(self._events_folder / name, "wb"))  # noqa: SIM115
+        self._events = RecordWriter(_File(self._events_folder / name))
         header = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")
         self._events.write(header.SerializeToString())
 

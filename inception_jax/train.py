@@ -22,6 +22,7 @@ from inception_jax import (
     process,
     program,
     resume,
+    retry,
     sharding,
     transfer,
     workdir,
@@ -71,7 +72,7 @@ class Run:
     def __init__(self, config, folder, data, prog, stop, console):
         self.config, self.folder, self.data, self.prog = config, folder, data, prog
         self.stop, self.console = stop, console
-        self.checkpoints = Checkpoints(folder, config.checkpoint.keep)
+        self.checkpoints = Checkpoints(folder, config.checkpoint.keep, console.line)
         self.log = MetricsLog(folder) if hosts.first() else NoLog()
         # A save under way finishes even when the run fails, so that what it holds is not lost.
         self.closing = contextlib.ExitStack()
@@ -88,22 +89,21 @@ class Run:
         self.best: dict = {}  # the one with the highest top-1
         self.train_seconds = 0.0  # without evaluation and saving
         self.earlier_seconds = 0.0  # wall time of earlier starts
-        self.saved_step: int | None = None
 
     def run(self) -> tuple[int, dict | None]:
         step = self._resume()
         total = self.prog.total_steps
         if step == total and self._evaluated(step):
             return step, self._finish(step, self.earlier_seconds)
-        if hosts.first():
-            self.results.unlink(missing_ok=True)  # it says that a run is finished
+        if hosts.first():  # it says that a run is finished
+            retry.again(lambda: self.results.unlink(missing_ok=True))
         stopped = bool(self.stop())
         with self.console.progress(step, total, f"step {step}/{total}", "compiling"):
             if not stopped and self._evaluation_due(step) and not self._evaluated(step):
                 stopped = not self._evaluate(step)
             if step < total and not stopped:
                 step = self._train_from(step)
-        self.checkpoints.wait()
+        self.checkpoints.finish(lambda: self._save(step))
         if step < total or not self._evaluated(step):
             return step, None
         return step, self._finish(step, self._wall_seconds())
@@ -178,7 +178,6 @@ class Run:
             self.state = self.checkpoints.restore(found, self.prog.state)
             for line in self.checkpoints.clean(damaged):
                 self.console.line(line)
-            self.saved_step = step
             self.evaluation, self.best = meta["evaluation"], meta["best"]
             if hosts.first():  # it had them of all
                 self.skipped = _by_number(meta.get("skipped", {}))
@@ -253,6 +252,7 @@ class Run:
                 self._record(*late, clock)
             if step > begun and jax.process_count() == 1:  # the others wait for their next step
                 self._save(step)
+                self.checkpoints.finish(lambda: self._save(step))
             raise failure[0]
         return step
 
@@ -321,8 +321,8 @@ class Run:
         for name in names:
             if not math.isfinite(row[name]):
                 self.checkpoints.wait()
-                saved = self.saved_step
-                kept = f"checkpoint {saved} is good" if saved else "no checkpoint was saved yet"
+                saved = self.checkpoints.steps()[-1:]
+                kept = f"checkpoint {saved[0]} is good" if saved else "no checkpoint was saved yet"
                 raise UserError(
                     f"{row.get('kind', 'training')} {name} became {row[name]} at step {step} (rate"
                     f" {rate:.6g}); {kept}. Lower config.schedule.rate or lengthen"
@@ -373,7 +373,6 @@ class Run:
             "metrics_mark": self.log.flush(),
         }
         self.checkpoints.save(step, self.state, meta, self.best.get("step"))
-        self.saved_step = step
 
     def _results(self, step, wall_seconds):
         return {

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from inception_jax import retry
 from inception_jax.errors import UserError
 
 
@@ -22,19 +23,24 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
       UserError: the folder cannot be made or written, or another run has it.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "w")  # noqa: SIM115
+        retry.again(lambda: workdir.mkdir(parents=True, exist_ok=True))
+        lock = retry.again(lambda: open(workdir / ".lock", "w"))  # noqa: SIM115
     except OSError as error:
         raise UserError(
             f"cannot write to {flag.lstrip('-')} {workdir}: {error.strerror}; take another {flag}"
         ) from None
-    with lock:
+
+    def take():
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"another run is writing to {workdir}: stop it, or take another {flag}"
             ) from None
+
+    with lock:
+        try:
+            retry.again(take)
         except OSError as error:
             raise UserError(f"cannot lock {flag.lstrip('-')} {workdir}: {error.strerror}") from None
         yield
@@ -57,15 +63,20 @@ def aside(path: Path) -> Path:
     number = 1
     while (new := path.with_name(f"{path.name}.damaged{number}")).exists():
         number += 1
-    return path.rename(new)
+    retry.rename(path, new)
+    return new
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is, at any moment, either the old or the new one in full."""
     temporary = path.with_name(f".{path.name}.new")
-    with writing(path):
+
+    def attempt():
         with open(temporary, "w") as file:
             file.write(json.dumps(value, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+    with writing(path):
+        retry.again(attempt)

@@ -1,5 +1,6 @@
 """From a file of any known format to a folder with a checkpoint."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -100,6 +101,7 @@ def _write(out, variables, config, num_classes, told):
     meta = {"step": 0, "config": config_json, "num_classes": num_classes, "source": told}
     with workdir.hold(out):
         checkpoints = Checkpoints(out, keep=1)
-        checkpoints.save(0, variables, meta, best=None)
-        checkpoints.wait()
+        save = functools.partial(checkpoints.save, 0, variables, meta, best=None)
+        save()
+        checkpoints.finish(save)
         workdir.write_json(out / "config.json", config_json)
