@@ -64,7 +64,7 @@ class _File:
             raise
         self.length += len(content)
 
-    def sync(self, last: bytes) -> None:
+    def sync(self, last: bytes | bytearray) -> None:
         """Brings it to the disk.
 
         Args:
@@ -94,7 +94,7 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self._events_folder = folder / "tensorboard"
         self._hash = hashlib.sha256()
-        self._unsynced = b""
+        self._unsynced = bytearray()
 
     def open(self, mark: Mark | None) -> str | None:
         """Cuts what was written after `mark` (all of it, if None) and gets ready to append.
@@ -146,7 +146,7 @@ class MetricsLog:
         """Brings every row to the disk and returns the mark behind the last."""
         with workdir.writing(self.path):
             self._file.sync(self._unsynced)
-        self._unsynced = b""
+        self._unsynced = bytearray()
         return Mark(self._file.length, self._hash.hexdigest())
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import optax
 import pytest
 from conftest import arrays, rows
 from ml_collections import ConfigDict
+from test_metrics import events
 from test_step import Linear, flat, make, make_batch, start
 
 from configs import googlenet
@@ -197,6 +198,8 @@ def test_a_run_goes_on_as_if_the_steps_left_out_were_none(run, tmp_path, x64):
     assert {(row["what"], row["value"]) for row in logged} == {("loss", "nan")}
     trained = [row for row in rows(tmp_path) if row["kind"] == "train"]
     assert [row["step"] for row in trained] == [n for n in range(1, 24) if n not in bad]
+    plotted = [(step, value) for tag, step, value in events(tmp_path) if tag.endswith("in_a_row")]
+    assert plotted == [(3, 1), (4, 2), (5, 3), (9, 1), (23, 1)]
     assert plot.main(["plot", str(tmp_path), f"--out={tmp_path / 'curve.png'}"]) == 0
 
     reached, expected = arrays(tmp_path, STEPS), arrays_without(tmp_path, bad)
