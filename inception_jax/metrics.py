@@ -45,6 +45,8 @@ class NoLog:
 
     def close(self) -> None:
         """Does nothing."""
+
+
 class _File:
     """A file that grows; as its length is known, what fails half way is written over."""
 
