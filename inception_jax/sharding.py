@@ -15,7 +15,7 @@ import collections
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,17 +38,18 @@ SPLIT = (
 )
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """Lays all devices out as `slice` x `data` x `model`.
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays devices out as `slice` x `data` x `model`.
 
     Args:
       config: `config.mesh`; data or model may be -1, which takes the devices that the others leave,
         slices=-1 the groups that the devices say they are in.
+      devices: all that there are, if None.
 
     Raises:
       UserError: the product is not the number of devices.
     """
-    devices = sorted(jax.devices(), key=lambda d: (_slice_of(d), d.process_index, d.id))
+    devices = sorted(devices or jax.devices(), key=lambda d: (_slice_of(d), d.process_index, d.id))
     slices = config.slices
     if slices == -1:
         slices = len({_slice_of(device) for device in devices})
@@ -78,6 +79,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The first axis split over all devices: everything in a batch."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def told(state: Any, mesh: Mesh) -> str:
+    """Says in a line how a state of ShapeDtypeStructs with shardings lies on a mesh."""
+    leaves = jax.tree.leaves(state)
+    whole = sum(x.size * x.dtype.itemsize for x in leaves)
+    own = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    layout = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return (
+        f"{mesh.size} devices, {layout}; parameters and all that is kept with them:"
+        f" {whole / 1e6:,.1f} MB, {own / 1e6:,.1f} MB on each"
+    )
 
 
 def of_state(tree: Any, mesh: Mesh, config: ConfigDict) -> Any:
@@ -218,7 +231,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 
 
 def _slice_of(device):
-    return getattr(device, "slice_index", 0)
+    return getattr(device, "slice_index", None) or 0  # one of a single slice may have none
 
 
 def _axis(layer):

@@ -92,6 +92,8 @@ class Run:
 
     def run(self) -> tuple[int, dict | None]:
         step = self._resume()
+        if self.prog.mesh.size > 1:
+            self.console.line(sharding.told(self.prog.state, self.prog.mesh))
         total = self.prog.total_steps
         if step == total and self._evaluated(step):
             return step, self._finish(step, self.earlier_seconds)

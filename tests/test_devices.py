@@ -198,6 +198,9 @@ def test_a_run_saved_on_8_devices_goes_on_on_2(run_main, tmp_path):
     first = rows(tmp_path)
     again = run_main(f"--workdir={tmp_path}", "--config.epochs=0.88", *common, env=on(2))
     assert f"going on from step 20 in {tmp_path}" in again.stdout
+    megabytes = sum(value.nbytes for value in saved.values()) / 1e6
+    layout = "2 devices, slice 1 x data 2 x model 1; parameters and all that is kept with them:"
+    assert f"{layout} {megabytes:.1f} MB, {megabytes:.1f} MB on each\n" in again.stdout
     assert "config.epochs: 0.44 before, 0.88 now" in again.stdout
     for name, value in arrays(tmp_path, 20).items():
         np.testing.assert_array_equal(value, saved[name], err_msg=name)

@@ -86,6 +86,63 @@ def test_the_optimisers_state_and_averages_lie_beside_their_parameters():
     assert where["opt_state"][1]["count"].spec == PartitionSpec()
 
 
+def test_a_line_tells_what_each_device_holds():
+    tree = {"fc6": {"kernel": jax.ShapeDtypeStruct((1000, 250), "float32")}}
+    config = imagenet.get_config().mesh
+    config.fully_sharded = True
+    mesh = AbstractMesh((2, 4, 1), sharding.AXES)
+    where = sharding.of_state(tree, mesh, config)["fc6"]["kernel"]
+    state = [jax.ShapeDtypeStruct((1000, 250), "float32", sharding=where)]
+    assert sharding.told(state, mesh) == (
+        "8 devices, slice 2 x data 4 x model 1; parameters and all that is kept with them:"
+        " 1.0 MB, 0.2 MB on each"
+    )
+
+
+class Device:
+    """As TPUs and GPUs look from afar; nothing is computed on it."""
+
+    platform, device_kind = "cpu", "cpu"
+
+    def __init__(self, number, process, **more):
+        self.id, self.process_index = number, process
+        vars(self).update(more)
+
+
+def mesh_of(devices, **fields):
+    config = imagenet.get_config().mesh
+    config.update(fields)
+    mesh = sharding.make_mesh(config, devices)
+    return dict(mesh.shape), [[[d.id for d in row] for row in s] for s in mesh.devices]
+
+
+def test_slices_are_the_outermost_axis_whatever_the_order_of_devices():
+    devices = [Device(n, n // 2, slice_index=(n // 2) % 2) for n in range(8)]
+    shape, ids = mesh_of(devices)
+    assert shape == {"slice": 2, "data": 4, "model": 1}
+    assert ids == [[[0], [1], [4], [5]], [[2], [3], [6], [7]]]
+    assert mesh_of(devices, model=2)[1] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    assert mesh_of(devices, model=-1, data=1)[1] == [[[0, 1, 4, 5]], [[2, 3, 6, 7]]]
+
+
+@pytest.mark.parametrize("more", [{}, {"slice_index": None}, {"slice_index": 0}])
+def test_devices_of_one_slice_can_be_grouped_by_hand(more):
+    devices = [Device(n, 0, **more) for n in range(4)]
+    assert mesh_of(devices)[0] == {"slice": 1, "data": 4, "model": 1}
+    assert mesh_of(devices, slices=2)[1] == [[[0], [1]], [[2], [3]]]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"data": 3}, {"model": 3}, {"slices": 3}, {"data": 8}, {"data": 2, "model": 4}]
+)
+def test_a_mesh_that_does_not_take_all_devices_is_told(fields):
+    with pytest.raises(UserError) as raised:
+        mesh_of([Device(n, 0) for n in range(4)], **fields)
+    told, _, rule = str(raised.value).partition(": ")
+    assert "do not make 4 devices" in told
+    assert rule == "their product must be the number of devices"
+
+
 def test_what_does_not_divide_is_told():
     with pytest.raises(UserError, match=r"config.mesh.model=3 does not divide the 4096 outputs of"):
         place("vgg16", model=3)
