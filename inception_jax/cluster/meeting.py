@@ -27,14 +27,13 @@ class First(Supervisor):
         Raises:
           UserError: the port is taken, one has not come in time, or is of another run.
         """
-        deadline = time.monotonic() + self.start
         self.about = json.loads(json.dumps(self.about))  # as the others' will be
         self.done: set[int] = set()
         self.suspected: tuple[float, dict] | None = None  # until when, and what if nothing comes
         strangers: list[Line] = []
         with self._server() as server:
             while len(self.lines) < self.cluster.count - 1 and not self.signals:
-                if time.monotonic() > deadline:
+                if time.monotonic() > self.deadline:
                     self._give_up()
                 for ready in self.listen(server, *strangers):
                     if ready is server:
@@ -164,11 +163,10 @@ class Other(Supervisor):
         Raises:
           UserError: process 0 does not answer, or knows that something is wrong.
         """
-        deadline = time.monotonic() + self.start
         self.go = False
         while not (self.go or self.signals):
             if 0 not in self.lines:
-                if time.monotonic() > deadline:
+                if time.monotonic() > self.deadline:
                     raise UserError(
                         f"no answer from process 0 at {self.cluster.address} within"
                         f" {self.start:g} seconds: start it, or mend --coordinator_address"

@@ -21,6 +21,7 @@ from inception_jax.cluster import Cluster
 from inception_jax.cluster.line import Line, Lost
 from inception_jax.cluster.worker import STREAMS, WORKER
 from inception_jax.errors import UserError
+from inception_jax.process import STARTED
 
 TICK = 0.2  # seconds between looks at clocks and signals
 
@@ -38,6 +39,7 @@ class Supervisor:
           dead: seconds after which all others have ended when one has died.
         """
         self.cluster, self.about, self.start, self.dead = cluster, run, start, dead
+        self.deadline = STARTED + 0.95 * start  # of meeting, so that all end in time
         host, _, port = cluster.address.rpartition(":")
         self.meeting_point = host.strip("[]"), int(port) - 1
         self.lines: dict[int, Line] = {}  # to supervisors, by process

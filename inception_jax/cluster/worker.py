@@ -43,6 +43,7 @@ class Worker:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             *self.cluster,
+            cluster_detection_method="deactivate",  # that has been done
             # The supervisors know first that a process is dead; if jax knew, it would abort.
             heartbeat_timeout_seconds=round(10 * self._dead),
         )
