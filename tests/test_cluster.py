@@ -232,25 +232,22 @@ FULLY_SHARDED = "--config.mesh.fully_sharded=true"
 
 @pytest.fixture(scope="module")
 def compute(tmp_path_factory):
-    """Returns run(processes, steps, *overrides, slices=1) -> what tests/on_devices.py stored."""
+    """Returns run(processes, steps, *overrides) -> what tests/on_devices.py stored."""
     done = {}
 
-    def run(processes, steps, *overrides, slices=1):
-        key = (processes, steps, overrides, slices)
+    def run(processes, steps, *overrides):
+        key = (processes, steps, overrides)
         if key not in done:
             out = tmp_path_factory.mktemp("computed") / "out.npz"
             port, members = free_port(), []
             for index in range(processes):
                 place = f"@localhost:{port},{processes},{index}" if processes > 1 else ""
                 command = ("tests/on_devices.py", f"{8 // processes}{place}", out, str(steps))
-                slice_of = {"JAX_PARTITION_INDEX": str(index * slices // processes)}
                 members.append(
                     subprocess.Popen(
                         [sys.executable, *command, *overrides],
                         cwd=ROOT,
-                        env=os.environ
-                        | {"PYTHONPATH": str(ROOT)}
-                        | (slice_of if slices > 1 else {}),
+                        env=os.environ | {"PYTHONPATH": str(ROOT)},
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.DEVNULL,
                     )
@@ -293,9 +290,9 @@ def test_four_processes_have_the_loss_and_gradients_of_one(sharded, compute):
 
 
 def test_two_slices_of_two_processes_compute_what_one_process_does(compute):
-    """Parameters are split within slices, which are found out from the devices."""
+    """Parameters are split within slices, so that they never come from another."""
     options = (*NETWORK, FULLY_SHARDED, "--config.model.dtype=float64")
-    four = compute(4, 20, *options, slices=2)
+    four = compute(4, 20, *options, "--config.mesh.slices=2")
     assert_close(compute(1, 20, *options), four, 1e-9)
     shares = dict(zip([n for n in four if "/" in n or n == "step"], four["shares"], strict=True))
     assert shares["params/loss3/classifier/kernel"] == 1 / 4  # not 1/8: each slice has them all
