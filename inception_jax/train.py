@@ -28,6 +28,7 @@ from inception_jax import (
     workdir,
 )
 from inception_jax.checkpoint import Checkpoints
+from inception_jax.clock import Clock
 from inception_jax.console import Console
 from inception_jax.data import datasets, order, pipeline
 from inception_jax.data.repair import listed
@@ -219,7 +220,7 @@ class Run:
         )
         failure: list[DataError] = []
         ahead = sharding.place_ahead(_until_failure(batches, failure), self._place)
-        clock = _Clock(config.batch_size)
+        clock = Clock(config.batch_size)
         late = None  # the step before this one, whose metrics the device may still be computing
         for batch in clock.waiting_for(ahead):
             size = batch["image"].shape[1]
@@ -293,13 +294,15 @@ class Run:
 
     def _record(self, step, metrics, clock):
         """Checks and logs the metrics of one step; waits until the device has them."""
-        row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        with clock.waiting_for_device():
+            metrics = jax.device_get(metrics)
+        row = {name: value.item() for name, value in metrics.items()}
         clock.tick()
         if self._left_out(step, row):
             return
         self._check_finite(step, row["rate"], row, ("loss", "grad_norm", "param_norm"))
         if step % self.config.log_every_steps == 0:
-            row["images_per_second"], row["data_wait"] = clock.lap()
+            row |= clock.lap()
             left = (self.prog.total_steps - step) * self.config.batch_size
             self.log.append({"kind": "train", "step": step, "epoch": self._epoch(step)} | row)
             row["seconds_left"] = left / row["images_per_second"]
@@ -421,49 +424,3 @@ def _until_failure(batches, failure):
         yield from batches
     except DataError as error:
         failure.append(error)
-
-
-class _Clock:
-    """Time spent in training steps, and the speed of late."""
-
-    def __init__(self, batch_size):
-        self._batch_size = batch_size
-        self.start()
-
-    def start(self):
-        self._started = self._since = time.monotonic()
-        self._steps, self._waited = 0, 0.0
-
-    def tick(self):
-        self._steps += 1
-
-    def lap(self):
-        """Returns images a second since the last call, and the share of time without a batch."""
-        now = time.monotonic()
-        passed = now - self._since
-        found = self._steps * self._batch_size / passed, self._waited / passed
-        self._since, self._steps, self._waited = now, 0, 0.0
-        return found
-
-    def waiting_for(self, batches):
-        """Yields each batch, and adds up how long it took to come."""
-        batches = iter(batches)
-        while True:
-            before = time.monotonic()
-            batch = next(batches, None)
-            self._waited += time.monotonic() - before
-            if batch is None:
-                return
-            yield batch
-
-    @contextlib.contextmanager
-    def paused(self):
-        """Counts no time while the context lasts."""
-        before = time.monotonic()
-        yield
-        passed = time.monotonic() - before
-        self._started += passed
-        self._since += passed
-
-    def stop(self):
-        return time.monotonic() - self._started

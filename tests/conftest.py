@@ -103,7 +103,7 @@ def arrays(workdir, step):
 def rows(workdir):
     """Reads metrics.jsonl without what a clock measured."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    timed = ("time", "images_per_second", "data_wait")
+    timed = ("time", "images_per_second", "data_wait", "device_wait", "host")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 

@@ -233,9 +233,11 @@ def test_two_hosts_read_together_the_batches_of_one_and_tell_the_same(dirty, who
     assert json.loads((folder / "results.json").read_text())["examples"] == 11
 
 
-def test_the_share_of_time_that_training_waits_for_data_is_logged(whole):
+def test_the_shares_of_time_that_training_waits_and_works_are_logged(whole):
     found = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
-    shares = [row["data_wait"] for row in found if row["kind"] == "train"]
+    names = ("data_wait", "device_wait", "host")
+    shares = [[row[name] for name in names] for row in found if row["kind"] == "train"]
     assert len(shares) == EPOCHS * STEPS_AN_EPOCH
-    assert all(0 <= share <= 1 for share in shares)
-    assert any(shares)
+    assert all(0 <= share <= 1 for row in shares for share in row)
+    assert all(sum(row) == pytest.approx(1, abs=1e-9) for row in shares)
+    assert all(map(any, zip(*shares, strict=True)))

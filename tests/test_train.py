@@ -1,33 +1,12 @@
-"""The loop's clock, and an end of the data; what it trains is tested in whole runs."""
+"""An end of the data within the loop; what it trains is tested in whole runs."""
 
 import itertools
-import types
 
 from conftest import newest, rows
 
-from inception_jax import main, train
+from inception_jax import main
 from inception_jax.data import pipeline
 from inception_jax.errors import DataError
-
-
-def test_time_waited_for_data_is_told_from_that_of_training_and_compiling(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    clock = train._Clock(batch_size=8)
-
-    def batches():
-        for seconds in (3, 1, 0):
-            now[0] += seconds
-            yield seconds
-
-    found = []
-    for _ in clock.waiting_for(batches()):
-        with clock.paused():
-            now[0] += 50
-        now[0] += 1
-        clock.tick()
-        found.append(clock.lap())
-    assert found == [(8 / 4, 3 / 4), (8 / 2, 1 / 2), (8 / 1, 0)]
 
 
 def test_what_was_trained_before_an_image_that_cannot_be_read_is_saved(
