@@ -182,6 +182,8 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 3  # newest ones, besides the one with the best top-1
 
     config.log_every_steps = 40  # reference: solver.prototxt, display
+    # Steps of training to trace for XProf, into WORKDIR/profile: 20:25 for 20 to 24; "": none
+    config.profile = ""
 
     config.mesh = ConfigDict()  # slices x data x model is the number of devices; all share a batch
     # groups between which the network is slow, as of TPUs in several slices or GPUs in several

@@ -30,6 +30,7 @@ HELP = """\
 # What runs did before there were these fields, which their stored configs lack.
 BEFORE = {
     "init_from": "",
+    "profile": "",
     "cluster.start_timeout": 120.0,
     "cluster.dead_timeout": 60.0,
     "mesh.slices": -1,

@@ -34,6 +34,7 @@ from inception_jax.data import datasets, order, pipeline
 from inception_jax.data.repair import listed
 from inception_jax.errors import DataError, UserError
 from inception_jax.metrics import Mark, MetricsLog, NoLog
+from inception_jax.profile import Profile
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -78,6 +79,8 @@ class Run:
         # A save under way finishes even when the run fails, so that what it holds is not lost.
         self.closing = contextlib.ExitStack()
         self.closing.callback(self.checkpoints.wait)
+        self.profile = Profile(config.profile, folder / "profile", prog.total_steps, console.line)
+        self.closing.callback(self.profile.close)
         self.config_json = json.loads(config.to_json_best_effort())
         self.given = self._given()
         self.results = folder / "results.json"
@@ -222,7 +225,8 @@ class Run:
         ahead = sharding.place_ahead(_until_failure(batches, failure), self._place)
         clock = Clock(config.batch_size)
         late = None  # the step before this one, whose metrics the device may still be computing
-        for batch in clock.waiting_for(ahead):
+        batches = clock.waiting_for(ahead)
+        for batch in self.profile.around(batches, step, lambda: self.state, clock):
             size = batch["image"].shape[1]
             if size not in train_steps:
                 if late:

@@ -72,8 +72,27 @@ def check(config: ConfigDict) -> None:
     choose("data.crop", config.data.crop, CROPS)
     choose("data.interpolation", config.data.interpolation, INTERPOLATIONS)
     choose("data.unreadable", config.data.unreadable, UNREADABLE)
+    profiled(config.profile)
     _check_numbers(fields)
     _check_together(config)
+
+
+def profiled(steps: str) -> range:
+    """Reads config.profile: the steps START to STOP - 1, none if it is empty.
+
+    Raises:
+      UserError: it is not START:STOP.
+    """
+    if not steps:
+        return range(0)
+    found = re.fullmatch(r"(\d{1,18}):(\d{1,18})", steps)
+    start, stop = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= start < stop:
+        raise UserError(
+            f"config.profile is {steps!r}: it must be START:STOP with 1 <= START < STOP, as in"
+            " 20:25 for the steps 20 to 24"
+        )
+    return range(start, stop)
 
 
 def _check_types(fields, known):

@@ -24,6 +24,10 @@ RULES = {
     "accumulation": ([1], [0, -1]),
     "epochs": ([8.001], [0.0, -1.0, float("nan"), float("inf")]),
     "log_every_steps": ([1], [0, -1]),
+    "profile": (
+        ["", "1:2", "20:25"],
+        ["5", "0:5", "5:5", "6:5", "-1:5", "1:5:2", "a:5", ":5", "5:", " 1:2", "1:" + "9" * 5000],
+    ),
     "model.name": (["googlenet", "vgg16", "sppnet"], ["", "GoogLeNet", "googlenet2", "vgg"]),
     "model.width": ([TINY], [0.0, -0.5, float("nan")]),
     "model.dropout": ([0.0, 1 - TINY], [-TINY, 1.0, float("nan")]),
