@@ -217,7 +217,7 @@ def arrays_without(workdir, bad):
     batches = pipeline.training(
         data.train,
         order.training(len(data.train), config.batch_size, config.seed),
-        sharding.local_rows(config.batch_size),
+        sharding.local_rows(config.batch_size, mesh),
         range(STEPS),
         config.data,
         config.seed,
