@@ -29,12 +29,15 @@ MODEL_FIELDS = {
     "auxiliary_bins": int,  # 0: 5x5 windows, 3 apart
     "auxiliary_dropout": float,  # 0.7
     "small_stem": bool,  # 3x3/1 instead of 7x7/2 and pooling, for small images: False
+    "space_to_depth": bool,  # the 7x7/2 over blocks of 2x2 pixels, the same and faster: False
     # of alexnet
     "variant": str,  # grouped, ungrouped or single_tower
     # of sppnet
     "base": str,  # zf5 or overfeat7
     "pyramid": tuple,  # bins along a side of each level: (1, 2, 3, 6)
 }
+# Those that may differ between networks of the same weights.
+FREE_FIELDS = ("dropout", "auxiliary_dropout", "space_to_depth")
 
 
 def without_distortions(config: ConfigDict) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs.googlenet import MODEL_FIELDS
+from configs.googlenet import FREE_FIELDS, MODEL_FIELDS
 from inception_jax import config as config_lib
 from inception_jax import models
 from inception_jax.errors import UserError
@@ -18,7 +18,7 @@ from inception_jax.errors import UserError
 ADOPTED = {
     "model.name": "{}",
     "model.width": "",
-    **{f"model.{name}": "" for name in MODEL_FIELDS if "dropout" not in name},
+    **{f"model.{name}": "" for name in MODEL_FIELDS if name not in FREE_FIELDS},
     "data.image_size": "images of {} pixels",
     "data.eval_resize": "",
     "data.mean": "mean {}",

@@ -2,7 +2,7 @@
 
 import json
 
-from configs.googlenet import MODEL_FIELDS
+from configs.googlenet import FREE_FIELDS, MODEL_FIELDS
 from inception_jax import models
 from inception_jax.config import BEFORE, flatten
 from inception_jax.errors import UserError
@@ -17,7 +17,7 @@ FIXED = (
     "model.name",
     "model.dtype",
     "model.width",
-    *(f"model.{name}" for name in MODEL_FIELDS if "dropout" not in name),
+    *(f"model.{name}" for name in MODEL_FIELDS if name not in FREE_FIELDS),
     "data.name",
     "data.train_split",
     "data.eval_split",

@@ -86,6 +86,8 @@ class GoogLeNet(nn.Module):
       width: factor on every layer's channels but the classifiers'. 1 in the paper.
       small_stem: a 3x3/1 convolution instead of 7x7/2 and its pooling, so that small images are
         halved three times instead of five. Off in the paper.
+      space_to_depth: the first convolution is computed over blocks of 2x2 pixels, which suits
+        accelerators better; the same weights give the same outputs.
       dropout, auxiliary_dropout: share of features set to 0 before the classifiers, in training.
       dtype: of computation: bfloat16, float32, or float64 for verification; parameters are at
         least float32.
@@ -108,6 +110,7 @@ class GoogLeNet(nn.Module):
     batch_norm_epsilon: float = 1e-5
     width: float = 1.0
     small_stem: bool = False
+    space_to_depth: bool = False
     dropout: float = 0.4
     auxiliary_dropout: float = 0.7
     dtype: str = "float32"
@@ -137,6 +140,11 @@ class GoogLeNet(nn.Module):
             raise UserError(
                 f"config.model.pool4_window is {self.pool4_window}: it must be 2 or more, else its"
                 " windows, 2 pixels apart, would leave pixels out"
+            )
+        if self.small_stem and self.space_to_depth:
+            raise UserError(
+                "config.model.space_to_depth is for the 7x7/2 convolution, which"
+                " config.model.small_stem replaces: set one of them to False"
             )
         layers.check_width(self.width, dict(self._channels()))
         what = "GoogLeNet"
@@ -188,7 +196,8 @@ class GoogLeNet(nn.Module):
             self.batch_norm,
             self.batch_norm_epsilon,
         )
-        x_BHWC = Stem(unit, self.small_stem, name="conv1")(images_BHWC.astype(unit.dtype))
+        stem = Stem(unit, self.small_stem, self.space_to_depth, name="conv1")
+        x_BHWC = stem(images_BHWC.astype(unit.dtype))
         if not self.small_stem:
             x_BHWC = self._pool(x_BHWC, "pool1", 3)
         x_BHWC = self._normalise(x_BHWC, "pool1/norm1")
@@ -269,12 +278,14 @@ class Stem(nn.Module):
 
     unit: layers.Unit
     small: bool
+    of_blocks: bool
 
     @nn.compact
     def __call__(self, x_BHWC):
         if self.small:
             return self.unit.conv(x_BHWC, "3x3", 64, 3, 1, 1, bias=BIAS)
-        return self.unit.conv(x_BHWC, "7x7_s2", 64, 7, 2, 3, bias=BIAS)
+        compute = layers.conv_of_blocks if self.of_blocks else None
+        return self.unit.conv(x_BHWC, "7x7_s2", 64, 7, 2, 3, bias=BIAS, compute=compute)
 
 
 class Conv2(nn.Module):

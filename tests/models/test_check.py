@@ -39,6 +39,11 @@ def message(name, size, **fields):
             {"floor_pools": "pool1,pool5"},
             ["has 'pool5'; known: pool1, pool2, pool3, "],
         ),
+        (
+            "googlenet",
+            {"space_to_depth": True, "small_stem": True},
+            ["config.model.space_to_depth is for the 7x7/2 convolution"],
+        ),
         ("googlenet", {"floor_pools": "pool1", "small_stem": True}, ["has 'pool1'; known: pool2"]),
         ("alexnet", {"floor_pools": "pool1,pool3"}, ["has 'pool3'; known: pool1, pool2, pool5"]),
         ("vgg11", {"floor_pools": "pool4,pool4"}, ["has pool4 twice"]),

@@ -195,6 +195,14 @@ def capture(model, size):
     return model.apply(init(model, size), images, capture_intermediates=True)[1]["intermediates"]
 
 
+def test_over_blocks_of_pixels_it_computes_the_same(x64):
+    """Of the same weights; images of an odd size have a last block that is not full."""
+    model = GoogLeNet(**TINY, **STILL, dtype="float64", space_to_depth=True)
+    variables = numbers(model, 91)
+    got, _ = run(model, variables, photos(2, 91), train=True)
+    agree(got, Reference(variables, train=True)(photos(2, 91)))
+
+
 @pytest.mark.parametrize("small_stem", [False, True])
 def test_maps_shrink_as_the_references_do(small_stem):
     """Sizes whose halves are even, odd, or both in turn."""

@@ -159,6 +159,34 @@ def test_a_unit_convolves_groups_of_channels_apart(window, stride, padding, side
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("sides", [(16, 12), (15, 13), (9, 8)])
+@pytest.mark.parametrize(("size", "padding"), [(7, 3), (7, 2), (5, 2), (3, 1), (4, 1), (1, 0)])
+def test_a_convolution_of_blocks_is_the_same_as_that_of_pixels(size, padding, sides, x64):
+    """Its gradients, too; the pixel convolution is XLA's own."""
+    x_BHWC = images(2, *sides, 3).astype(np.float64)
+    kernel = images(size, size, 3, 5, seed=1).astype(np.float64)
+    around = ((padding, padding),) * 2
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def convolve(conv, x_BHWC, kernel):
+        return conv(x_BHWC, kernel, (2, 2), around, dimension_numbers=numbers)
+
+    def both(conv):
+        out, pull = jax.vjp(functools.partial(convolve, conv), x_BHWC, kernel)
+        return out, *pull(images(*out.shape, seed=2).astype(np.float64))
+
+    for found, expected in zip(
+        both(layers.conv_of_blocks), both(jax.lax.conv_general_dilated), strict=True
+    ):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_blocks_need_a_stride_of_two():
+    with pytest.raises(ValueError, match="blocks of 2x2 need strides of 2"):
+        layers.conv_of_blocks(images(1, 8, 8, 3), images(3, 3, 3, 1), (1, 1), ((1, 1), (1, 1)))
+
+
 def test_ceil_mode_counts_every_window_needed_to_reach_the_edge():
     for size, window, stride in itertools.product(range(3, 40), (2, 3), (1, 2)):
         outputs = 1
