@@ -187,6 +187,9 @@ def get_config() -> ConfigDict:
     config.log_every_steps = 40  # reference: solver.prototxt, display
     # Steps of training to trace for XProf, into WORKDIR/profile: 20:25 for 20 to 24; "": none
     config.profile = ""
+    # A folder where what is compiled stays for the next start, one for all hosts, and for as many
+    # runs as there are; "": what JAX_COMPILATION_CACHE_DIR in the environment says
+    config.compile_cache = ""
 
     config.mesh = ConfigDict()  # slices x data x model is the number of devices; all share a batch
     # groups between which the network is slow, as of TPUs in several slices or GPUs in several

@@ -31,6 +31,7 @@ HELP = """\
 BEFORE = {
     "init_from": "",
     "profile": "",
+    "compile_cache": "",
     "cluster.start_timeout": 120.0,
     "cluster.dead_timeout": 60.0,
     "mesh.slices": -1,

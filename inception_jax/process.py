@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 
 import absl.logging
@@ -54,6 +55,8 @@ def quiet() -> None:
     # like in a file; the failure itself raises
     for name in ("asyncio", "urllib3", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # of an entry that is half written, or no longer there; then jax compiles
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
     sys.unraisablehook = _unraisable
 
 

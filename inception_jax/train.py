@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from inception_jax import (
     __version__,
+    compile_cache,
     evaluate,
     hosts,
     nonfinite,
@@ -57,6 +58,7 @@ def train(
     Raises:
       UserError: whatever the user can mend.
     """
+    compile_cache.use(config.compile_cache)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     data = datasets.load(config.data)

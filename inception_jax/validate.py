@@ -210,6 +210,11 @@ def _check_together(config):
         raise UserError(
             f"config.data.cache is {cache}: it must be ram, or a folder of this machine"
         )
+    if "://" in config.compile_cache:
+        raise UserError(
+            f"config.compile_cache is {config.compile_cache}: it must be a folder of this machine;"
+            " JAX_COMPILATION_CACHE_DIR in the environment may be any that JAX can write"
+        )
     least = config.data.image_size
     if config.data.crop != "area":
         least = config.data.train_resize[0]

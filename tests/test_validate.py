@@ -24,6 +24,7 @@ RULES = {
     "accumulation": ([1], [0, -1]),
     "epochs": ([8.001], [0.0, -1.0, float("nan"), float("inf")]),
     "log_every_steps": ([1], [0, -1]),
+    "compile_cache": (["", "~/cache"], ["gs://bucket/cache"]),
     "profile": (
         ["", "1:2", "20:25"],
         ["5", "0:5", "5:5", "6:5", "-1:5", "1:5:2", "a:5", ":5", "5:", " 1:2", "1:" + "9" * 5000],
