@@ -1,6 +1,6 @@
 """GoogLeNet with batch norm on ImageNet in large batches, for a pod: 256 chips of TPU v5e.
 
-    python -m inception_jax.main --config=configs/imagenet_pod.py --workdir=DIR  # LARS, 8,192 images
+    python -m inception_jax.main --config=configs/imagenet_pod.py --workdir=DIR    # lars,8192
     python -m inception_jax.main --config=configs/imagenet_pod.py:lamb,32768 --workdir=DIR
 
 The argument is lars, lamb or sgd and, after a comma, the batch: 4096, 8192, 16384 or 32768. Rates

@@ -14,7 +14,7 @@ FLAGS_HELP = """\
   --coordinator_address=HOST:PORT, --num_processes=N, --process_id=I
                             this is process I, from 0, of N, the first of which is at HOST; PORT and
                             the one below it have to be free there. Cloud TPU, GKE, Slurm and Open
-                            MPI need none of the three
+                            MPI need none of the three; --num_processes=1 alone keeps to this one
 """
 
 
@@ -43,6 +43,8 @@ def find(address: str | None, count: int | None, index: int | None, timeout: flo
     given = (address, count, index)
     if given == (None, None, None):
         found = _detect(timeout)
+    elif given == (None, 1, None):
+        return None
     elif None in given:
         raise UserError(
             "--coordinator_address, --num_processes and --process_id belong together: give all"
@@ -79,7 +81,8 @@ def _detect(timeout):
         except Exception as error:  # whatever requests, kubernetes or mpi4py raise
             raise UserError(
                 f"could not find out which process this is ({' '.join(str(error).split())}): give"
-                " --coordinator_address, --num_processes and --process_id"
+                " --coordinator_address, --num_processes and --process_id, or --num_processes=1 if"
+                " it is the only one"
             ) from None
     if None in (address, count, index):
         return None

@@ -1,5 +1,6 @@
 """A connection between supervisors, or with a worker: JSON objects, a line each."""
 
+import contextlib
 import json
 import socket
 import time
@@ -7,6 +8,7 @@ from typing import Any
 
 LONGEST = 2**24  # bytes of a message; who sends more is none of us
 PATIENCE = 5.0  # seconds for who does not read
+FAREWELL = 0.5  # seconds for who does not say goodbye
 
 
 class Lost(Exception):
@@ -48,4 +50,10 @@ class Line:
         return messages
 
     def close(self) -> None:
+        """Ends it; what was sent last arrives, if the other end still reads."""
+        with contextlib.suppress(OSError):
+            self._socket.settimeout(FAREWELL)
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(2**16):  # unread, it would make the system drop the rest
+                pass
         self._socket.close()

@@ -8,7 +8,7 @@ other that they are alive. A connection that ends, or is silent for too long, is
 import contextlib
 import json
 import os
-import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -113,7 +113,10 @@ class Supervisor:
                     line.send()
                 except Lost:
                     self._lose(process, "is gone")
-        ready, _, _ = select.select([*self.lines.values(), *more], [], [], TICK)
+        with selectors.DefaultSelector() as selector:
+            for each in (*self.lines.values(), *more):
+                selector.register(each, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(TICK)]
         for process, line in list(self.lines.items()):
             try:
                 for message in line.receive() if line in ready else ():

@@ -43,6 +43,8 @@ def test_what_a_person_gives_counts(monkeypatch):
 
 def test_one_process_is_no_cluster(monkeypatch):
     assert find("localhost:1234", 1, 0, timeout=1) is None
+    set_all(monkeypatch, **SLURM)
+    assert find(None, 1, None, timeout=1) is None
     set_all(monkeypatch, **SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
     assert find(*NOTHING, timeout=1) is None
 
