@@ -38,9 +38,8 @@ class First(Supervisor):
                 for ready in self.listen(server, *strangers):
                     if ready is server:
                         strangers.append(Line(server.accept()[0]))
-                        continue
-                    strangers.remove(ready)
-                    self._welcome(ready)
+                    elif self._hear(ready):
+                        strangers.remove(ready)
         for line in strangers:
             line.close()
         if not self.signals:
@@ -58,21 +57,27 @@ class First(Supervisor):
                 f" uses it, or take another --coordinator_address than {self.cluster.address}"
             ) from None
 
-    def _welcome(self, line):
+    def _hear(self, line):
+        """Takes what one says who has just come; returns whether that was all that is needed."""
         try:
             messages = line.receive()
         except Lost:
-            messages = []
+            messages = [None]
         match messages:
+            case []:  # not all of it has come yet
+                return False
             case [{"process": int(process), "host": str(host), "run": dict(run)}]:
                 line.host = host
+                self._welcome(line, process, run)
             case _:
                 line.close()
-                return
+        return True
+
+    def _welcome(self, line, process, run):
         if not 0 < process < self.cluster.count or process in self.lines:
             why = (
-                f"{host} came as process {process} of {self.cluster.count}, whose place is taken:"
-                " give each its own --process_id, from 0"
+                f"{line.host} came as process {process} of {self.cluster.count}, whose place is"
+                " taken: give each its own --process_id, from 0"
             )
         else:
             self.lines[process] = line

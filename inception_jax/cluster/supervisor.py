@@ -81,7 +81,7 @@ class Supervisor:
             if not self.sure:
                 log.seek(0)
                 sys.stderr.write(log.read().decode(errors="replace"))
-            raise UserError(self.failure)
+            raise UserError(self.failure or self.stop["stop"])  # the latter if it was given up
 
     def meet(self) -> None:
         """Returns when all are there, or when a signal has come."""

@@ -121,8 +121,9 @@ def test_a_host_that_falls_silent_ends_the_others_in_the_time_that_is_set(victim
             assert gone(workers[number])
     assert 1 < time.monotonic() - began < 3
     os.kill(members[victim].process.pid, signal.SIGCONT)
-    code, error = members[victim].end()  # it has been given up
+    code, error = members[victim].end()  # it has been given up, or finds the others gone
     assert code == 1
+    assert re.fullmatch(r"error: process \d of 3 on \S+ is (silent|gone)\n", error)
     assert gone(workers[victim])
 
 
@@ -219,6 +220,20 @@ def test_strangers_at_the_port_are_let_go(start, tmp_path):
     first.worker(), other.worker()
     (tmp_path / "work").touch()
     assert first.end() == other.end() == (0, "")
+
+
+def test_who_comes_is_heard_however_slow_the_network(start, tmp_path):
+    """A config is longer than a packet."""
+    first, _ = start(["work", None])
+    with connected(int(first.process.args[2]) - 1) as connection:
+        for part in (b'{"process": 1, "host"', b': "far", "run": {', b"}}\n"):
+            connection.sendall(part)
+            time.sleep(0.3)  # so that each comes by itself
+        first.worker()
+        assert b'{"go": true}' in connection.recv(4096)
+        connection.sendall(b'{"done": true}\n')
+        (tmp_path / "work").touch()
+        assert first.end() == (0, "")
 
 
 def connected(port):
