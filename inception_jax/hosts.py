@@ -4,11 +4,16 @@ Every call is one that all processes make, in the same order.
 """
 
 import json
+import uuid
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from inception_jax.errors import UserError
+from inception_jax.workdir import writing
 
 
 def first() -> bool:
@@ -31,6 +36,40 @@ def gather(value: Any) -> list[Any]:
 def of_first(value: Any) -> Any:
     """Returns process 0's JSON value; that of the others does not matter."""
     return gather(value if first() else None)[0]
+
+
+def check_alike(workdir: Path, facts: dict[str, Any]) -> None:
+    """Compares what the processes find in their folders.
+
+    Args:
+      workdir: held by process 0.
+      facts: JSON values by name, of the images.
+
+    Raises:
+      UserError: two processes have other workdirs or other images.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = workdir / ".shared"
+    if first():
+        with writing(mark):
+            mark.write_text(uuid.uuid4().hex)
+    gather("written")
+    found = gather([mark.read_text() if mark.exists() else None, facts])
+    if first():
+        mark.unlink()
+    for number, (shared, others) in enumerate(found):
+        if shared != found[0][0]:
+            raise UserError(
+                f"--workdir={workdir} is another folder for process {number} than for process 0: it"
+                " has to be on a disk that all hosts share"
+            )
+        for name, value in found[0][1].items():
+            if others.get(name) != value:
+                raise UserError(
+                    f"process {number} has {name}={others.get(name)} in config.data.dir, process 0"
+                    f" {value}: all hosts need the same images"
+                )
 
 
 class Preemption:

@@ -1,6 +1,7 @@
 """What may differ between a stored run and the config that is to go on with it."""
 
 import json
+from typing import Any
 
 from configs.googlenet import FREE_FIELDS, MODEL_FIELDS
 from inception_jax import models
@@ -63,8 +64,8 @@ def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> l
                 f"the run in {workdir} has config.{name}={stored.get(name)}, not"
                 f" {given.get(name)}: take another --workdir, or set it back"
             )
-    for name, found in _numbered(facts).items():
-        before = _numbered(meta).get(name, found)  # stored before there were names
+    for name, found in numbered(facts).items():
+        before = numbered(meta).get(name, found)  # stored before there were names
         if before != found:
             raise UserError(
                 f"the run in {workdir} has {name}={before}, the data {found}: take another"
@@ -75,7 +76,7 @@ def compare(meta: dict, config, facts: dict[str, int | list[str]], workdir) -> l
     ]
 
 
-def _numbered(facts):
+def numbered(facts: dict[str, Any]) -> dict[str, int | str]:
     """The facts with each class's name by itself, so that a message has the one that differs."""
     names = facts.get("class_names", ())
     return {

@@ -1,15 +1,14 @@
 """The loop: train, evaluate, save, stop and go on; everything it calls stands in its own module."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import math
 import platform
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -66,7 +65,7 @@ def train(
     prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
     run = Run(config, folder, data, prog, stop, console)
     with workdir.hold(folder) if hosts.first() else contextlib.nullcontext(), run.closing:
-        run.check_alike()
+        hosts.check_alike(folder, resume.numbered(run.facts()))
         return run.run()
 
 
@@ -78,9 +77,8 @@ class Run:
         self.stop, self.console = stop, console
         self.checkpoints = Checkpoints(folder, config.checkpoint.keep, console.line)
         self.log = MetricsLog(folder) if hosts.first() else NoLog()
-        # A save under way finishes even when the run fails, so that what it holds is not lost.
         self.closing = contextlib.ExitStack()
-        self.closing.callback(self.checkpoints.wait)
+        self.closing.push(self._finish_save)
         self.profile = Profile(config.profile, folder / "profile", prog.total_steps, console.line)
         self.closing.callback(self.profile.close)
         self.config_json = json.loads(config.to_json_best_effort())
@@ -116,33 +114,14 @@ class Run:
             return step, None
         return step, self._finish(step, self._wall_seconds())
 
-    def check_alike(self) -> None:
-        """Raises UserError unless all processes have the same workdir and the same images."""
-        if jax.process_count() == 1:
-            return
-        mark = self.folder / ".shared"
-        if hosts.first():
-            with workdir.writing(mark):
-                mark.write_text(uuid.uuid4().hex)
-        hosts.gather("written")
-        names = hashlib.sha256(repr(self.data.class_names).encode()).hexdigest()
-        shared = mark.read_text() if mark.exists() else None
-        facts = self._facts() | {"class_names": names, "workdir": shared}
-        first, *others = hosts.gather(facts)
-        if hosts.first():
-            mark.unlink()
-        for number, other in enumerate(others, 1):
-            if other["workdir"] != first["workdir"]:
-                raise UserError(
-                    f"--workdir={self.folder} is another folder for process {number} than for"
-                    " process 0: it has to be on a disk that all hosts share"
-                )
-            for name in ("num_classes", "num_examples", "class_names"):
-                if other[name] != first[name]:
-                    raise UserError(
-                        f"process {number} has {name}={other[name]} in config.data.dir, process 0"
-                        f" has {first[name]}: all hosts need the same images"
-                    )
+    def _finish_save(self, failure, *_):
+        """A save under way finishes even when the run fails, so that what it holds is not lost.
+
+        Of several processes none could finish it alone: where the others are gone, all is told now.
+        """
+        lost = failure is not None and issubclass(failure, jax.errors.JaxRuntimeError)
+        if not (lost and jax.process_count() > 1):
+            self.checkpoints.wait()
 
     def _finish(self, step, wall_seconds):
         results = self._results(step, wall_seconds)
@@ -177,7 +156,7 @@ class Run:
             step = 0
         else:
             step, meta = found.step, found.meta
-            differences = resume.compare(meta, self.config, self._facts(), self.folder)
+            differences = resume.compare(meta, self.config, self.facts(), self.folder)
             if step > self.prog.total_steps:
                 raise UserError(
                     f"the run in {self.folder} is at step {step}, past the {self.prog.total_steps}"
@@ -374,7 +353,7 @@ class Run:
         meta = {
             "step": step,
             "config": self.config_json,
-            **self._facts(),
+            **self.facts(),
             "evaluation": self.evaluation,
             "best": self.best,
             "skipped": self._skipped_by_all(),
@@ -401,7 +380,8 @@ class Run:
             "config": self.config_json,
         }
 
-    def _facts(self):
+    def facts(self) -> dict[str, Any]:
+        """What must not change on a resume, nor differ between hosts."""
         facts = {"num_classes": self.data.num_classes, "num_examples": len(self.data.train)}
         return facts | self._class_names()
 

@@ -17,6 +17,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, arrays, free_port, newest, rows
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -219,6 +220,29 @@ def test_hosts_that_do_not_share_the_workdir_are_told(tmp_path):
     assert all(text.endswith(told) for text in error), error
     assert f"error: {told}" in error
     assert not (folders[0] / "run" / "checkpoints").exists()
+
+
+def test_hosts_that_have_other_images_are_told(tmp_path):
+    """They would make other batches, or a last step that some of them do not have."""
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for count, folder in zip((4, 5), folders, strict=True):
+        for name in [f"train/{kind}/{n}.png" for kind in "ab" for n in range(count)]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16)).save(folder / name)
+    options = (
+        *(f"--config={ROOT}/configs/digits.py", f"--workdir={tmp_path}/run"),
+        *(
+            "--config.data.name=image_folder",
+            "--config.data.dir=.",
+            "--config.data.eval_split=train",
+        ),
+        "--config.batch_size=4",
+    )
+    with Cluster(tmp_path / "log", *options, processes=2, devices=1, folders=folders) as cluster:
+        codes, _, error = cluster.end()
+    assert codes == [1, 1]
+    told = "process 1 has num_examples=10 in config.data.dir, process 0 8: all hosts need the same"
+    assert all(told in text for text in error), error
 
 
 # As published but for size and batch norm, so that nothing makes rounding grow.

@@ -163,7 +163,7 @@ class Supervisor:
             case {"error": why}:
                 self._fail(why, f"{self.name()}: {why}")
             case {"lost": why}:
-                self._fail(f"{self.name()} lost the others: {why}", sure=False)
+                self._fail(f"{self.name()} failed in a computation: {why}", sure=False)
 
     def _judge(self, code):
         if code == 0:

@@ -36,7 +36,7 @@ class Worker:
         """Becomes one of the processes that jax knows; call it before jax is used.
 
         From then on SIGTERM means that this host is to go: jax tells all processes, and each finds
-        out by hosts.preempted.
+        out by hosts.Preemption.
         """
         import jax
 
