@@ -88,10 +88,11 @@ def test_the_networks_form_and_the_pixels_travel_and_nothing_else(tmp_path):
     validate.check(config)
 
 
-def test_every_field_of_a_network_travels_but_its_dropouts():
+def test_every_field_of_a_network_travels_but_what_its_weights_do_not_need():
     """So that a new one is thought of."""
     fields = {f"model.{name}" for name in googlenet.MODEL_FIELDS}
-    assert fields - TRAVELS == {"model.dropout", "model.auxiliary_dropout"}
+    free = {"dropout", "auxiliary_dropout", "space_to_depth"}
+    assert fields - TRAVELS == {f"model.{name}" for name in free}
 
 
 @pytest.mark.parametrize("name", sorted(TRAVELS))
