@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     config.accumulation = 1  # parts that a batch is computed in, one after another
     config.epochs = 60.0  # reference: quick_solver.prototxt, 2.4 M iterations of 32 images
     # A folder of imported weights, or the workdir of a run, that training starts from. Its network
-    # (all of config.model but dtype and dropouts) and the preparation of its pixels (image_size,
+    # (all of config.model but dtype and FREE_FIELDS) and the preparation of its pixels (image_size,
     # eval_resize, mean, std of config.data) come with it, unless the command line says otherwise.
     # Classifiers are new where the number of classes is another. "": none; None: to be given
     config.init_from = FieldReference("")

@@ -87,7 +87,12 @@ def groups(written):
 
 
 @pytest.mark.parametrize(
-    "sharded", [(), (FULLY_SHARDED,), EVERYTHING], ids=["data_parallel", "fully_sharded", "all"]
+    "sharded",
+    [
+        pytest.param((), id="data_parallel"),
+        pytest.param((FULLY_SHARDED,), id="fully_sharded", marks=pytest.mark.slow),
+        pytest.param(EVERYTHING, id="all", marks=pytest.mark.slow),
+    ],
 )
 def test_twenty_steps_in_float64_do_not_depend_on_the_devices(sharded, train_on):
     overrides = (*PUBLISHED, "--config.model.dtype=float64")
@@ -146,6 +151,7 @@ def test_fully_sharded_each_parameter_is_gathered_once_and_gradients_summed_toge
     assert not collectives(compiled, "all-to-all", "collective-permute")
 
 
+@pytest.mark.slow
 def test_parameters_are_not_gathered_from_other_slices(train_on):
     """Over the slow network go gradients, which are summed, and what is as small."""
     compiled = str(train_on(8, 20, *PUBLISHED, "--config.model.dtype=float64", *EVERYTHING)["hlo"])
