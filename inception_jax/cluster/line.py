@@ -56,4 +56,8 @@ class Line:
             self._socket.shutdown(socket.SHUT_WR)
             while self._socket.recv(2**16):  # unread, it would make the system drop the rest
                 pass
+        self.drop()
+
+    def drop(self) -> None:
+        """Ends it at once."""
         self._socket.close()

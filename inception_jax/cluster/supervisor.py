@@ -138,7 +138,7 @@ class Supervisor:
 
     def _lose(self, process, why):
         told = f"{self.name(process)} {why}"
-        self.lines.pop(process).close()
+        self.lines.pop(process).drop()
         self.on_lost(process, told)
 
     def _turn(self):
