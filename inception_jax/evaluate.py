@@ -86,7 +86,7 @@ def at_every_size(
     Raises:
       Stopped: interrupted() was true.
     """
-    from inception_jax import sharding
+    from inception_jax import hosts, sharding
     from inception_jax.data import order, pipeline
 
     def batches(size, count):
@@ -108,7 +108,8 @@ def at_every_size(
     row: dict[str, float] = {}
     for size, batch in evaluation.eval_batch.items():
         ahead = sharding.place_ahead(batches(size, len(batch["label"])), placed)
-        result = evaluate(evaluation.eval_step, state, ahead, len(source), source.faults)
+        eval_step = hosts.compiled(evaluation.eval_step, state, batch)
+        result = evaluate(eval_step, state, ahead, len(source), source.faults)
         if row:
             result = {f"{name}_{size}": result[name] for name in ("top1", "top5", "loss")}
         row |= result

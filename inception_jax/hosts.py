@@ -3,6 +3,7 @@
 Every call is one that all processes make, in the same order.
 """
 
+import itertools
 import json
 import uuid
 from pathlib import Path
@@ -11,9 +12,29 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from inception_jax.errors import UserError
 from inception_jax.workdir import writing
+
+_A_DAY = 24 * 3600 * 1000  # milliseconds; that a process is dead its supervisor knows much sooner
+_meetings = itertools.count()
+
+
+def meet() -> None:
+    """Waits until all processes are here, with the host alone.
+
+    Devices may be less patient: gloo, by which CPUs talk, gives up when a process comes 30 seconds
+    late to an operation that is their first together.
+    """
+    multihost.get_barrier_sync_fn()(key=f"meeting {next(_meetings)}", timeout_ms=_A_DAY)
+
+
+def compiled(function: Any, *arguments: Any) -> Any:
+    """Returns a jitted function, compiled for arguments or their shapes; all have it by then."""
+    executable = function.lower(*arguments).compile()
+    meet()
+    return executable
 
 
 def first() -> bool:
@@ -25,6 +46,7 @@ def gather(value: Any) -> list[Any]:
     """Returns the JSON values of all processes, in their order."""
     if jax.process_count() == 1:
         return [value]
+    meet()
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     padded = np.zeros(lengths.max(), np.uint8)

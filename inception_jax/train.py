@@ -151,7 +151,7 @@ class Run:
             self.checkpoints.clean({})
             warning = self.log.open(None)
             self.console.line(f"new run in {self.folder}")
-            self.state = self.prog.init(self.given)
+            self.state = hosts.compiled(self.prog.init, self.given)(self.given)
             self.given = {}
             step = 0
         else:
@@ -214,8 +214,9 @@ class Run:
                     self._record(*late, clock)
                     late = None
                 with clock.paused():
-                    lowered = prog.train_step.lower(prog.state, prog.train_batch[size])
-                    train_steps[size] = lowered.compile()
+                    train_steps[size] = hosts.compiled(
+                        prog.train_step, prog.state, prog.train_batch[size]
+                    )
             self.state, metrics = train_steps[size](self.state, batch)
             step += 1
             self._tell_skipped(step)

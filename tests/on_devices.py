@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 from jax.experimental import multihost_utils  # noqa: E402
 
 from inception_jax import config as config_lib  # noqa: E402
-from inception_jax import program, sharding  # noqa: E402
+from inception_jax import hosts, program, sharding  # noqa: E402
 from inception_jax.checkpoint import describe  # noqa: E402
 from inception_jax.data import datasets, order, pipeline  # noqa: E402
 
@@ -31,8 +31,8 @@ jax.config.update("jax_enable_x64", config.model.dtype == "float64")
 data = datasets.load(config.data)
 mesh = sharding.make_mesh(config.mesh)
 prog = program.make(config, mesh, num_examples=len(data.train), num_classes=data.num_classes)
-train_step = prog.train_step.lower(prog.state, prog.train_batch[config.data.image_size]).compile()
-state, losses = prog.init(), []
+state, losses = hosts.compiled(prog.init)(), []
+train_step = hosts.compiled(prog.train_step, prog.state, prog.train_batch[config.data.image_size])
 for batch in pipeline.training(
     data.train,
     order.training(len(data.train), config.batch_size, config.seed),
