@@ -23,9 +23,9 @@ from inception_jax.checkpoint import describe  # noqa: E402
 from inception_jax.data import datasets, order, pipeline  # noqa: E402
 
 if cluster:
-    address, hosts, number = cluster.split(",")
+    address, count, number = cluster.split(",")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, int(hosts), int(number))
+    jax.distributed.initialize(address, int(count), int(number))
 _, config = config_lib.parse(["on_devices", "--config=configs/digits.py", *overrides])
 jax.config.update("jax_enable_x64", config.model.dtype == "float64")
 data = datasets.load(config.data)
