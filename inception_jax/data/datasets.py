@@ -53,6 +53,16 @@ def count_classes(config: ConfigDict) -> int:
     return CLASSES.get(config.name) or load(config).num_classes
 
 
+def count_examples(config: ConfigDict) -> int:
+    """The number of training images of the set that `config.data` names, which need not be here.
+
+    Raises:
+      UserError: it is neither here nor one whose size is known.
+    """
+    known = EXAMPLES.get(config.name) if config.train_split == "train" else None
+    return known or len(load(config).train)
+
+
 def _digits(config):
     """scikit-learn's 1,797 handwritten digits, split 1,437 / 360 with every class in proportion.
 
@@ -168,6 +178,7 @@ def _read_idx(folder, found, file):
 TFDS = "~/tensorflow_datasets"  # where TFDS stores sets
 UNREADABLE = "unreadable.txt"  # beside a set: what its preparation found that cannot be read
 CLASSES = {"digits": 10, "fashion_mnist": 10, "imagenet2012": 1000}
+EXAMPLES = {"digits": 1437, "fashion_mnist": 60_000, "imagenet2012": 1_281_167}  # of train
 OWN: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,

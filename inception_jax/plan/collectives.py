@@ -1,0 +1,94 @@
+"""The collective operations of a compiled step: how often, of how much, among how many."""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from inception_jax.plan import hlo
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BETWEEN_SLICES = "between slices"  # slices of TPUs talk through their hosts, which add up
+
+
+class Collective(NamedTuple):
+    """One operation in which devices take part together.
+
+    Attributes:
+      kind: one of KINDS, or BETWEEN_SLICES.
+      size: bytes of the whole array: of a sum, of what was gathered, before it is scattered.
+      devices: how many take part with one another.
+      times: how often a step does it.
+    """
+
+    kind: str
+    size: int
+    devices: int
+    times: int = 1
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends at the least, all times together.
+
+        That is what a ring sends; no algorithm sends less (Patarasu and Yuan 2009, J. Parallel
+        Distrib. Comput. 69).
+        """
+        share = (self.devices - 1) / self.devices
+        if self.kind in ("all-reduce", BETWEEN_SLICES):
+            share *= 2
+        elif self.kind == "collective-permute":
+            share = 1
+        return self.times * self.size * share
+
+
+def read(text: str, num_devices: int, slices: int) -> list[Collective]:
+    """Finds the collective operations of a compiled program.
+
+    Args:
+      text: optimised HLO, as compiled.as_text() has it.
+      num_devices: of the mesh.
+      slices: of TPUs.
+    """
+    found = []
+    for instruction in hlo.instructions(text):
+        sizes, rest = hlo.sizes(instruction.type), instruction.rest
+        kind = instruction.opcode.removesuffix("-start")
+        if kind == "send" and "_xla_megascale" in rest:
+            found.append(Collective(BETWEEN_SLICES, sizes[0], slices, instruction.times))
+        if kind not in KINDS:
+            continue
+        if instruction.opcode == "all-gather-start":
+            sizes = sizes[len(sizes) // 2 :]  # what goes in stands before what comes out
+        if instruction.opcode == "collective-permute-start":
+            sizes = sizes[1:2]
+        written = re.search(r"replica_groups=(.*?)(?:, \w+=|$)", rest)
+        devices = len(groups(written[1], num_devices)[0]) if written else num_devices
+        size = sum(sizes) * (devices if kind == "reduce-scatter" else 1)
+        if devices > 1:
+            found.append(Collective(kind, size, devices, instruction.times))
+    return found
+
+
+def groups(written: str, num_devices: int) -> np.ndarray | list[np.ndarray]:
+    """The devices that talk to each other, a row a group, from XLA's ways of writing them."""
+    if written.startswith("{"):
+        written_groups = re.findall(r"\{([\d,]+)\}", written)
+        return [np.array(g.split(","), int) for g in written_groups] or [np.arange(num_devices)]
+    numbers = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+    def ids(found):
+        sizes = [int(size) for size in found[1].split(",")]
+        order = [int(axis) for axis in (found[2] or "").split(",") if axis] or range(len(sizes))
+        return np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+
+    if written.startswith("mesh"):  # mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'b'}
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", written))
+        sizes = [int(size) for size in axes.values()]
+        listed = numbers.search(written)
+        devices = (ids(listed) if listed else np.arange(math.prod(sizes))).reshape(sizes)
+        over = [list(axes).index(a) for a in re.findall(r"'(\w+)'", written.rpartition("{")[2])]
+        count = math.prod(sizes[axis] for axis in over)
+        return np.moveaxis(devices, over, range(-len(over), 0)).reshape(-1, count)
+    shape, _, listed = written.partition("<=")  # [4,2]<=[2,4]T(1,0)
+    return ids(numbers.match(listed)).reshape(ids(numbers.match(shape)).shape)

@@ -1,0 +1,53 @@
+"""The matrix products of a compiled step: its convolutions and fully connected layers."""
+
+import math
+import re
+
+import numpy as np
+
+from inception_jax.plan import hlo
+
+
+def flops(text: str, whole: bool = True) -> int:
+    """Two for each multiply-add of a pixel, as the cost command counts them; none for padding.
+
+    Args:
+      text: optimised HLO, as compiled.as_text() has it.
+      whole: loops count as often as they run; else once.
+    """
+    found = list(hlo.instructions(text))
+    shapes = {(i.computation, i.name): hlo.shapes(i.type) for i in found}
+    total = 0
+    for each in found:
+        if each.opcode not in ("convolution", "dot"):
+            continue
+        operands = re.findall(r"%([\w.-]+)", each.rest.partition(")")[0])
+        left, right = (shapes[each.computation, name][0] for name in operands[:2])
+        (out,) = shapes[each.computation, each.name]
+        count = _dot if each.opcode == "dot" else _convolution
+        total += 2 * count(out, left, right, each.rest) * (each.times if whole else 1)
+    return total
+
+
+def _dot(out, left, right, attributes):
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)[1]
+    return math.prod(out) * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
+
+
+def _convolution(out, left, right, attributes):
+    image, kernel, result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
+    window = re.search(r"window=\{(.*?)\}", attributes)
+    given = dict(part.split("=") for part in window[1].split()) if window else {}
+    number = out[result.index("b")] * out[result.index("f")] * right[kernel.index("i")]
+    for axis in range(len(image) - 2):
+
+        def along(name, default, axis=axis):
+            return given[name].split("x")[axis] if name in given else default
+
+        pixels = left[image.index(str(axis))]
+        apart = int(along("lhs_dilate", "1"))
+        starts = np.arange(out[result.index(str(axis))]) * int(along("stride", "1"))
+        taps = np.arange(int(along("size", "1"))) * int(along("rhs_dilate", "1"))
+        at = starts[:, None] + taps - int(along("pad", "0_0").split("_")[0])
+        number *= int(np.sum((at >= 0) & (at <= (pixels - 1) * apart) & (at % apart == 0)))
+    return number

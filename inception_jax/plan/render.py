@@ -1,0 +1,141 @@
+"""What a person reads of a plan."""
+
+from collections.abc import Iterator
+
+from inception_jax.plan import roofline
+from inception_jax.plan.collectives import BETWEEN_SLICES
+from inception_jax.plan.report import Report
+from inception_jax.plan.weigh import GIB, Memory
+
+LIMITS = {  # of roofline.Times
+    "compute": "compute",
+    "memory": "memory",
+    "interconnect": "interconnect",
+    "network": "data-centre network",
+}
+
+
+def text(report: Report) -> str:
+    """The whole report."""
+    layout = " x ".join(f"{name} {size}" for name, size in report.layout.items())
+    what = "chips" if report.chip else "virtual devices of this CPU"
+    lines = [
+        f"{report.name} on {report.topology}: {report.model}, {report.batch_size:,} images a step,"
+        f" {report.num_devices} {what} ({layout})",
+        "",
+    ]
+    lines += _unit(report)
+    for step, counted in zip(report.steps, report.counted, strict=True):
+        lines += ["", f"{step.images} images of {step.image_size}x{step.image_size}"]
+        lines += _memory(step.memory)
+        lines += _flops(step, counted)
+        lines += _collectives(step.collectives)
+        if report.chip:
+            lines += _times(report, step)
+    if report.too_large:
+        told = f"{report.batch_size:,} images a step fit, {report.too_large:,} do not"
+        lines += ["", f"the largest batch: {told}"]
+    lines += ["", _recipe(report)]
+    if report.chip:
+        lines += [
+            "",
+            "These are ceilings from a roofline, not measurements: every limit at its data sheet's"
+            " rate, all of them overlapped, nothing waited for. No chip has run this.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _unit(report):
+    if not report.chip:
+        return ["What XLA says of one training step on one device:"]
+    both = " (both of its cores)" if report.topology.startswith(("v4", "v5p")) else ""
+    return [f"What the TPU compiler says of one training step on one chip{both}:"]
+
+
+def _memory(memory: Memory) -> Iterator[str]:
+    yield "  memory"
+    for name, size in (
+        ("state and batch", memory.held),
+        ("the next batch", memory.next_batch),
+        ("computed in between", memory.temporaries),
+        ("program", memory.code),
+    ):
+        yield _row(name, _bytes(size))
+    fits = ""
+    if memory.available:
+        spare = memory.available - memory.needed
+        fits = f" of {_bytes(memory.available)}: fits, {_bytes(spare)} to spare"
+    yield _row("in all", _bytes(memory.needed)) + fits
+
+
+def _flops(step, counted) -> Iterator[str]:
+    yield "  operations"
+    same = "as" if step.products == counted else f"{step.products / counted - 1:+.2%} of what"
+    yield (
+        _row("matrix products", _scaled(step.products, "FLOP"))
+        + f", {same} the cost command counts: 2 a valid multiply-add, forward and twice back"
+    )
+    yield (
+        _row("others", _scaled(step.other_flops, "FLOP"))
+        + f", {step.other_flops / step.products:.1%} of those: pooling, norms, ReLU, update"
+    )
+    yield "  traffic of memory"
+    yield _row("read and written", _scaled(step.traffic, "B"))
+
+
+def _collectives(collectives) -> Iterator[str]:
+    kinds: dict[tuple[str, int], list] = {}
+    for each in collectives:
+        kinds.setdefault((each.kind, each.devices), []).append(each)
+    yield "  talk with others"
+    for (kind, devices), group in kinds.items():
+        times, size = sum(c.times for c in group), sum(c.times * c.size for c in group)
+        among = f"{devices} slices" if kind == BETWEEN_SLICES else f"{devices} devices"
+        sent = _scaled(sum(c.sent for c in group), "B")
+        yield (_row(kind, _scaled(size, "B")) + f" in {times} among {among}; each sends {sent}")
+    if not kinds:
+        yield _row("none", "")
+
+
+def _times(report, step) -> Iterator[str]:
+    times = roofline.times(step, report.chip)
+    yield "  at least, by"
+    for name, title in LIMITS.items():
+        seconds = getattr(times, name)
+        if seconds is None:
+            yield _row(title, "unknown") + ": no figure of it was published"
+        elif seconds:
+            yield _row(title, f"{1e3 * seconds:,.3f} ms") + (
+                ", which binds" if name == times.bound else ""
+            )
+    found = roofline.ceilings(step, report.chip, report.num_devices)
+    yield "  at most"
+    yield _row("all chips", f"{found['images_per_second']:,.0f} images/s")
+    yield _row("MFU", f"{found['mfu']:.1%}")
+
+
+def _row(name, value):
+    number, _, unit = value.partition(" ")
+    return f"    {name:<20}{number:>10} {unit}".rstrip()
+
+
+def _bytes(size):
+    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.1f} MiB"
+
+
+def _scaled(value, unit):
+    """Three digits or more and a prefix."""
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M")):
+        if value >= 10**power:
+            return f"{value / 10**power:,.2f} {prefix}{unit}"
+    return f"{value / 1e3:,.2f} k{unit}"
+
+
+def _recipe(report):
+    told = f"the whole recipe: {report.epochs:g} epochs, {report.total_steps:,} steps"
+    if not report.chip:
+        return told
+    return (
+        f"{told}: at least {report.hours:,.2f} hours, {report.hours * report.num_devices:,.1f}"
+        " chip-hours, evaluation and checkpoints not counted"
+    )

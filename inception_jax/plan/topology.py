@@ -1,0 +1,93 @@
+"""Devices to compile for: those of a slice of TPUs that is not here, or virtual ones of this CPU.
+
+`prepare` comes before jax is imported, `devices` after.
+"""
+
+import importlib.util
+import os
+from typing import Any
+
+from inception_jax.errors import UserError
+from inception_jax.plan.chips import CHIPS
+
+# A compiler without chips: it asks no metadata server who it is, and takes no lock on the machine.
+_WITHOUT_CHIPS = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def parse(topology: str) -> tuple[str, int | str]:
+    """Reads --topology.
+
+    Returns:
+      ("cpu", number of devices), or a generation of TPUs and the slice's shape.
+
+    Raises:
+      UserError: it is none that is known.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind == "cpu" and shape.isdecimal() and int(shape):
+        return kind, int(shape)
+    if kind not in CHIPS:
+        raise UserError(
+            f"--topology={topology} is unknown: take one of {_listed(CHIPS)}, or cpu:N for N"
+            " virtual devices"
+        )
+    if shape not in CHIPS[kind].slices:
+        raise UserError(f"--topology={topology} is unknown: take one of {_listed([kind])}")
+    return kind, shape
+
+
+def prepare(topology: str) -> None:
+    """Sets the environment that jax has to find when it is imported.
+
+    Raises:
+      UserError: the TPU compiler is not installed.
+    """
+    kind, shape = parse(topology)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if kind == "cpu":
+        given = os.environ.get("XLA_FLAGS", "")
+        count = f"--xla_force_host_platform_device_count={shape}"
+        os.environ["XLA_FLAGS"] = f"{given} {count}".strip()
+        return
+    os.environ.update(_WITHOUT_CHIPS)
+    if not importlib.util.find_spec("libtpu") and "TPU_LIBRARY_PATH" not in os.environ:
+        raise UserError(
+            f"--topology={topology} needs the TPU compiler, libtpu, which is not installed: type"
+            " pip install libtpu (it needs no TPU)"
+        )
+
+
+def devices(topology: str, slices: int) -> list[Any]:
+    """The devices, in as many slices of TPUs.
+
+    Raises:
+      UserError: the compiler does not know them.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    kind, _ = parse(topology)
+    if kind == "cpu":
+        return jax.devices()
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # as Cloud TPU has it; v5p is so by itself
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--topology={topology}: libtpu does not know it ({str(error).splitlines()[0]})"
+        ) from None
+    return found.devices
+
+
+def _listed(kinds):
+    return ", ".join(f"{kind}:{shape}" for kind in kinds for shape in CHIPS[kind].slices)

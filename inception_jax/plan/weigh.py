@@ -1,0 +1,162 @@
+"""What the compiler says of a training step: memory, operations, traffic, all of one device."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from inception_jax.plan import collectives, products
+from inception_jax.program import Program
+
+GIB = 2**30
+
+
+class Memory(NamedTuple):
+    """Bytes of a device's memory.
+
+    Attributes:
+      held: the state and the batch, padded as they lie there.
+      next_batch: which is on its way while the step runs.
+      temporaries: what the step computes in between, and its metrics.
+      code: the program.
+      available: what programs may use; None where that is not known.
+    """
+
+    held: int
+    next_batch: int
+    temporaries: int
+    code: int
+    available: int | None
+
+    @property
+    def needed(self) -> int:
+        """All of it together."""
+        return self.held + self.next_batch + self.temporaries + self.code
+
+    @property
+    def changing(self) -> int:
+        """What grows with the batch."""
+        return 2 * self.next_batch + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is as much."""
+        return self.available is None or self.needed <= self.available
+
+
+class Step(NamedTuple):
+    """One training step on one device.
+
+    Attributes:
+      image_size: pixels a side.
+      images: of the device's share of the batch.
+      memory: what it takes.
+      products: flops of its convolutions and fully connected layers.
+      other_flops: of all else: activations, pooling, normalisation, the update.
+      traffic: bytes that it reads and writes.
+      collectives: operations with other devices.
+    """
+
+    image_size: int
+    images: int
+    memory: Memory
+    products: int
+    other_flops: int
+    traffic: int
+    collectives: list[collectives.Collective]
+
+    @property
+    def flops(self) -> int:
+        """All of them."""
+        return self.products + self.other_flops
+
+
+class TooLarge(Exception):
+    """The compiler found no way to make it fit.
+
+    Attributes:
+      memory: what it would take; temporaries alone as the compiler tells them.
+    """
+
+    def __init__(self, memory: Memory):
+        self.memory = memory
+
+
+def weigh(prog: Program, size: int, accumulation: int, available: int | None) -> Step:
+    """Compiles a training step for the devices of its mesh, and reads what came out.
+
+    XLA counts what a loop does once, however often it runs. So with accumulation, what is beyond
+    the products and the state that is read and written is counted once for each part.
+
+    Args:
+      prog: from program.make.
+      size: of the images, one of prog.train_batch.
+      accumulation: config.accumulation.
+      available: from available().
+
+    Raises:
+      TooLarge: the compiler cannot make it fit.
+    """
+    mesh, batch = prog.mesh, prog.train_batch[size]
+    held, next_batch = _bytes((prog.state, batch)), _bytes(batch)
+    try:
+        compiled = prog.train_step.lower(prog.state, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := _exceeded(error)) is None:
+            raise
+        raise TooLarge(Memory(held, next_batch, needed, 0, available)) from None
+    text, counted = compiled.as_text(), compiled.cost_analysis()
+    stats = compiled.memory_analysis()
+    memory = Memory(
+        held=stats.argument_size_in_bytes,
+        next_batch=next_batch,
+        temporaries=(
+            stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        ),
+        code=stats.generated_code_size_in_bytes,
+        available=available,
+    )
+    slices = mesh.shape["slice"]
+    once = stats.argument_size_in_bytes + stats.output_size_in_bytes
+    others = int(counted["flops"]) - products.flops(text, whole=False)
+    return Step(
+        image_size=size,
+        images=batch["label"].shape[0] // mesh.size,
+        memory=memory,
+        products=products.flops(text),
+        other_flops=others * accumulation,
+        traffic=once + (int(counted["bytes accessed"]) - once) * accumulation,
+        collectives=collectives.read(text, mesh.size, slices),
+    )
+
+
+def available(device: Any) -> int | None:
+    """Bytes of a TPU's memory that programs may use, which its compiler tells by refusing one."""
+    if device.platform != "tpu":
+        return None
+    where = jax.sharding.SingleDeviceSharding(device)
+    too_large = jax.ShapeDtypeStruct((2**40,), jnp.int8, sharding=where)
+    try:
+        jax.jit(lambda x: x + 1, out_shardings=where).lower(too_large).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return _gibibytes(r"available HBM \(([\d.]+)G\)", error)
+    return None
+
+
+def _exceeded(error):
+    return _gibibytes(r"required for HLO temporaries \(([\d.]+)G\)", error)
+
+
+def _gibibytes(pattern, error):
+    found = re.search(pattern, str(error))
+    return int(float(found[1]) * GIB) if found else None
+
+
+def _bytes(tree):
+    """Of a device's share, without padding."""
+    return sum(
+        jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(tree)
+    )
