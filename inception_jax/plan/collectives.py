@@ -42,20 +42,20 @@ class Collective(NamedTuple):
         return self.times * self.size * share
 
 
-def read(text: str, num_devices: int, slices: int) -> list[Collective]:
+def read(program: hlo.Program, num_devices: int, slices: int) -> list[Collective]:
     """Finds the collective operations of a compiled program.
 
     Args:
-      text: optimised HLO, as compiled.as_text() has it.
+      program: a compiled one.
       num_devices: of the mesh.
       slices: of TPUs.
     """
     found = []
-    for instruction in hlo.instructions(text):
+    for instruction, times in program:
         sizes, rest = hlo.sizes(instruction.type), instruction.rest
         kind = instruction.opcode.removesuffix("-start")
         if kind == "send" and "_xla_megascale" in rest:
-            found.append(Collective(BETWEEN_SLICES, sizes[0], slices, instruction.times))
+            found.append(Collective(BETWEEN_SLICES, sizes[0], slices, times))
         if kind not in KINDS:
             continue
         if instruction.opcode == "all-gather-start":
@@ -66,7 +66,7 @@ def read(text: str, num_devices: int, slices: int) -> list[Collective]:
         devices = len(groups(written[1], num_devices)[0]) if written else num_devices
         size = sum(sizes) * (devices if kind == "reduce-scatter" else 1)
         if devices > 1:
-            found.append(Collective(kind, size, devices, instruction.times))
+            found.append(Collective(kind, size, devices, times))
     return found
 
 

@@ -5,14 +5,16 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?[\])}]) ([a-z][\w-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?[\])}]) ([a-z][\w-]*)\((.*)$")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)"
-    r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
+    r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)"
+    r"|(branch_computations|called_computations)=\{([^}]*)\}"
 )
+_INSIDE = ("calls", "to_apply")  # parts of one instruction
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+)(?:e\w+)?\[([\d,]*)\]")
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while")
 
 
 class Instruction(NamedTuple):
@@ -23,31 +25,125 @@ class Instruction(NamedTuple):
       type: of the result, as written.
       opcode: as in all-reduce-start.
       rest: operands and attributes, as written.
-      computation: the function that it is part of.
-      times: how often a run of the program runs it; a loop of unknown length counts once.
     """
 
     name: str
     type: str
     opcode: str
     rest: str
-    computation: str
-    times: int
+
+    @property
+    def operands(self) -> list[str]:
+        """The names of what it is computed from."""
+        return re.findall(r"%([\w.-]+)", self.rest.partition(")")[0])
 
 
-def instructions(text: str) -> Iterator[Instruction]:
-    """Yields what a program holds, in its order.
+class Program:
+    """A program and its computations, the first of which is run once."""
 
-    Args:
-      text: optimised HLO, as compiled.as_text() has it.
-    """
-    times = _times(text)
-    computation = ""
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            computation = header[1]
-        elif found := _INSTRUCTION.match(line):
-            yield Instruction(*found.groups(), computation, times.get(computation, 0))
+    def __init__(self, text: str):
+        """Reads a program.
+
+        Args:
+          text: optimised HLO, as compiled.as_text() has it.
+        """
+        self._computations: dict[str, dict[str, Instruction]] = {}
+        self._roots: dict[str, Instruction] = {}
+        self._times: dict[str, int] = {}
+        computation = ""
+        for line in text.splitlines():
+            if header := _COMPUTATION.match(line):
+                computation = header[2]
+                self._computations[computation] = {}
+                if header[1]:
+                    self._times[computation] = 1
+            elif found := _INSTRUCTION.match(line):
+                root, *parts = found.groups()
+                instruction = Instruction(*parts)
+                self._computations[computation][instruction.name] = instruction
+                if root:
+                    self._roots[computation] = instruction
+        # who calls a computation, and how often in a run of its own
+        self._callers: dict[str, list[tuple[str, int]]] = {}
+        self._inside: set[str] = set()
+        for name, instructions in self._computations.items():
+            for instruction in instructions.values():
+                self._note_calls(name, instruction)
+        for name in self._callers:
+            self._count(name)
+
+    def __iter__(self) -> Iterator[tuple[Instruction, int]]:
+        """Yields each instruction with how often it is run; in unknown loops as if once."""
+        for name, instructions in self._computations.items():
+            for instruction in instructions.values():
+                yield instruction, self._times.get(name, 0)
+
+    def operand_shapes(self) -> Iterator[tuple[Instruction, int, list[tuple[int, ...]]]]:
+        """Yields as iteration does, with the shapes of each instruction's operands."""
+        for name, instructions in self._computations.items():
+            for each in instructions.values():
+                given = [instructions[o].type for o in each.operands if o in instructions]
+                yield each, self._times.get(name, 0), [shapes(t)[0] for t in given if shapes(t)]
+
+    def repeated_traffic(self) -> int:
+        """Bytes that are read and written by loops when they run again.
+
+        An instruction reads its operands and writes its result, as XLA counts it, which counts
+        every loop as if it ran once.
+        """
+        total = 0
+        for name, instructions in self._computations.items():
+            again = self._times.get(name, 0) - 1
+            if again < 1 or name in self._inside:
+                continue
+            for each in instructions.values():
+                if each.opcode not in _FREE:
+                    given = [instructions[o].type for o in each.operands if o in instructions]
+                    total += again * sum(sum(sizes(t)) for t in (each.type, *given))
+        return total
+
+    def _note_calls(self, caller, instruction):
+        trips = self._trips(instruction) if instruction.opcode == "while" else 1
+        for how, one, _, several in _CALLED.findall(instruction.rest):
+            for called in [one] if one else re.findall(r"[\w.-]+", several):
+                self._callers.setdefault(called, []).append((caller, trips))
+                if how in _INSIDE and instruction.opcode != "call":
+                    self._inside.add(called)
+
+    def _trips(self, loop):
+        """How often a loop runs, which counts from 0 in steps up to a limit; 1 if it does not."""
+        if known := _TRIPS.search(loop.rest):
+            return int(known[1])
+        condition, body = (
+            re.search(rf"{name}=%?([\w.-]+)", loop.rest)[1] for name in ("condition", "body")
+        )
+        compare = self._roots[condition]
+        counter, limit = ([*compare.operands, "", ""])[:2]
+        index = re.search(r"index=(\d+)", self._rest(condition, counter))
+        limit = self._constant(condition, limit)
+        if not (index and limit and "direction=LT" in compare.rest):
+            return 1
+        operands = re.findall(r"%([\w.-]+)", self._roots[body].rest)
+        added = self._computations[body].get(operands[int(index[1])])
+        steps = [self._constant(body, name) for name in (added.operands if added else [])]
+        step = next(filter(None, steps), 0) if added and added.opcode == "add" else 0
+        return math.ceil(limit / step) if step else 1
+
+    def _rest(self, computation, name):
+        instruction = self._computations[computation].get(name)
+        return instruction.rest if instruction else ""
+
+    def _constant(self, computation, name):
+        """The value of a whole number that is written down, else 0."""
+        instruction = self._computations[computation].get(name)
+        written = re.match(r"\d+", instruction.rest) if instruction else None
+        return int(written[0]) if written and instruction.opcode == "constant" else 0
+
+    def _count(self, name):
+        if name not in self._times:
+            calls = self._callers.get(name, [])
+            self._times[name] = sum(self._count(by) * trips for by, trips in calls)
+        return self._times[name]
 
 
 def shapes(types: str) -> list[tuple[int, ...]]:
@@ -59,29 +155,3 @@ def sizes(types: str) -> list[int]:
     """Bytes of each array in a written type, without the padding of its layout."""
     bits = [8 if d == "pred" else int(re.search(r"\d+", d)[0]) for d, _ in _ARRAY.findall(types)]
     return [math.prod(s) * b // 8 for s, b in zip(shapes(types), bits, strict=True)]
-
-
-def _times(text):
-    """How often a run of the program runs each of its computations."""
-    callers: dict[str, list[tuple[str, int]]] = {}
-    times: dict[str, int] = {}
-    computation = ""
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            computation = header[1]
-            if line.startswith("ENTRY"):
-                times[computation] = 1
-            continue
-        trips = _TRIPS.search(line)
-        for one, several in _CALLED.findall(line):
-            for called in [one] if one else re.findall(r"[\w.-]+", several):
-                callers.setdefault(called, []).append((computation, int(trips[1]) if trips else 1))
-
-    def count(name):
-        if name not in times:
-            times[name] = sum(count(by) * trips for by, trips in callers.get(name, []))
-        return times[name]
-
-    for name in callers:
-        count(name)
-    return times

@@ -45,7 +45,7 @@ def plan(name: str, config: ConfigDict, where: str, find_batch: bool) -> Report:
         _say(f"compiling for {batch_size:,} images of {size}x{size} on {where} ...")
         begin = time.monotonic()
         try:
-            return weigh.weigh(make(batch_size), size, config.accumulation, available)
+            return weigh.weigh(make(batch_size), size, available)
         finally:
             _say(f"  {time.monotonic() - begin:.0f} s")
 

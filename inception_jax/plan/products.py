@@ -8,24 +8,20 @@ import numpy as np
 from inception_jax.plan import hlo
 
 
-def flops(text: str, whole: bool = True) -> int:
+def flops(program: hlo.Program, whole: bool = True) -> int:
     """Two for each multiply-add of a pixel, as the cost command counts them; none for padding.
 
     Args:
-      text: optimised HLO, as compiled.as_text() has it.
+      program: a compiled one.
       whole: loops count as often as they run; else once.
     """
-    found = list(hlo.instructions(text))
-    shapes = {(i.computation, i.name): hlo.shapes(i.type) for i in found}
     total = 0
-    for each in found:
+    for each, times, operands in program.operand_shapes():
         if each.opcode not in ("convolution", "dot"):
             continue
-        operands = re.findall(r"%([\w.-]+)", each.rest.partition(")")[0])
-        left, right = (shapes[each.computation, name][0] for name in operands[:2])
-        (out,) = shapes[each.computation, each.name]
         count = _dot if each.opcode == "dot" else _convolution
-        total += 2 * count(out, left, right, each.rest) * (each.times if whole else 1)
+        number = count(hlo.shapes(each.type)[0], *operands, each.rest)
+        total += 2 * number * (times if whole else 1)
     return total
 
 

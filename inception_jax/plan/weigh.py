@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from inception_jax.plan import collectives, products
+from inception_jax.plan import collectives, hlo, products
 from inception_jax.program import Program
 
 GIB = 2**30
@@ -84,16 +84,15 @@ class TooLarge(Exception):
         self.memory = memory
 
 
-def weigh(prog: Program, size: int, accumulation: int, available: int | None) -> Step:
+def weigh(prog: Program, size: int, available: int | None) -> Step:
     """Compiles a training step for the devices of its mesh, and reads what came out.
 
-    XLA counts what a loop does once, however often it runs. So with accumulation, what is beyond
-    the products and the state that is read and written is counted once for each part.
+    XLA counts what a loop does once, however often it runs, so what it does again is added here:
+    products and traffic by its instructions, other operations in proportion to the products.
 
     Args:
       prog: from program.make.
       size: of the images, one of prog.train_batch.
-      accumulation: config.accumulation.
       available: from available().
 
     Raises:
@@ -107,7 +106,7 @@ def weigh(prog: Program, size: int, accumulation: int, available: int | None) ->
         if (needed := _exceeded(error)) is None:
             raise
         raise TooLarge(Memory(held, next_batch, needed, 0, available)) from None
-    text, counted = compiled.as_text(), compiled.cost_analysis()
+    text, counted = hlo.Program(compiled.as_text()), compiled.cost_analysis()
     stats = compiled.memory_analysis()
     memory = Memory(
         held=stats.argument_size_in_bytes,
@@ -118,17 +117,15 @@ def weigh(prog: Program, size: int, accumulation: int, available: int | None) ->
         code=stats.generated_code_size_in_bytes,
         available=available,
     )
-    slices = mesh.shape["slice"]
-    once = stats.argument_size_in_bytes + stats.output_size_in_bytes
-    others = int(counted["flops"]) - products.flops(text, whole=False)
+    whole, once = (products.flops(text, whole) for whole in (True, False))
     return Step(
         image_size=size,
         images=batch["label"].shape[0] // mesh.size,
         memory=memory,
-        products=products.flops(text),
-        other_flops=others * accumulation,
-        traffic=once + (int(counted["bytes accessed"]) - once) * accumulation,
-        collectives=collectives.read(text, mesh.size, slices),
+        products=whole,
+        other_flops=int((counted["flops"] - once) * whole / once),
+        traffic=int(counted["bytes accessed"]) + text.repeated_traffic(),
+        collectives=collectives.read(text, mesh.size, mesh.shape["slice"]),
     )
 
 
