@@ -1,0 +1,1 @@
+"""Starts the main job somewhere, with the same --config and overrides everywhere."""

@@ -1,0 +1,165 @@
+"""Submits the main job to TPUs of a GKE cluster, as a JobSet or through xpk.
+
+python -m launch.gke --name=first --topology=v5e:4x4 --image=IMAGE --bucket=gs://BUCKET/FOLDER \\
+    --config=configs/imagenet_pod.py --workdir=runs/first
+
+A preempted job starts again and goes on. The bucket is mounted with the cluster's Cloud Storage
+FUSE driver, and should have a hierarchical namespace, in which folders are renamed at once.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from absl import flags
+
+from inception_jax import process
+from launch import cloud, job
+
+FLAGS_HELP = """\
+  --service_account=NAME    of Kubernetes, which may write to the bucket; default if not given
+  --xpk                     create a workload with xpk instead; the bucket has to be attached to its
+                            cluster at /mnt/bucket (xpk storage attach)
+  --cluster=NAME            for xpk
+"""
+ACCELERATORS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+}
+CHIPS_A_HOST = 4
+SECONDS_TO_SAVE = 300
+GAVE_UP = 1  # launch.until_finished's exit code for what trying again does not mend
+
+
+@process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    xpk = any(argument.lstrip("-") in ("xpk", "xpk=true") for argument in argv[1:])
+    needed = (*cloud.NEEDED, "cluster") if xpk else cloud.NEEDED
+    asked = job.read(argv, _define, needed).for_latecomers()
+    generation, shape = cloud.check(asked)
+    if xpk:
+        command = xpk_command(asked, generation, shape)
+        if asked.flags.dry_run:
+            print(job.shown(command))
+        else:
+            job.run(command)
+        return
+    text = yaml.safe_dump(manifest(asked, generation, shape), sort_keys=False, width=1000)
+    path = Path(f"{asked.flags.name}.yaml")
+    if asked.flags.dry_run:
+        print(job.file_shown(path, text))
+        print(job.shown(["kubectl", "apply", "--filename", str(path)]))
+        return
+    job.need("kubectl")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / path
+        path.write_text(text)
+        job.run(["kubectl", "apply", "--filename", str(path)])
+
+
+def manifest(asked: job.Job, generation: str, shape: str) -> dict[str, Any]:
+    """The JobSet."""
+    own = asked.flags
+    hosts = max(cloud.chips(shape) // CHIPS_A_HOST, 1)
+    container = {
+        "name": "main",
+        "image": own.image,
+        # Kubernetes would put variables in for $(NAME); $$ is a $.
+        "command": [part.replace("$", "$$") for part in cloud.until_finished(asked)],
+        "resources": {"limits": {"google.com/tpu": min(cloud.chips(shape), CHIPS_A_HOST)}},
+        "volumeMounts": [{"name": "bucket", "mountPath": cloud.MOUNTED}],
+    }
+    volume = {
+        "driver": "gcsfuse.csi.storage.gke.io",
+        "volumeAttributes": {
+            "bucketName": cloud.bucket_name(asked),
+            "mountOptions": "implicit-dirs",
+        },
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": SECONDS_TO_SAVE,
+        "serviceAccountName": own.service_account,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": ACCELERATORS[generation],
+            "cloud.google.com/gke-tpu-topology": shape,
+        },
+        "containers": [container],
+        "volumes": [{"name": "bucket", "csi": volume}],
+    }
+    one_slice = {
+        "parallelism": hosts,
+        "completions": hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,  # a host that is gone takes all with it, and the JobSet begins anew
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": "main",
+                        "operator": "In",
+                        "values": [GAVE_UP],
+                    },
+                }
+            ]
+        },
+        "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}, "spec": pod},
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": own.name,
+            "annotations": {  # a slice a node pool
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+            },
+        },
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": 1000,  # each is a preemption
+                "rules": [
+                    {
+                        "name": "gaveup",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [
+                {"name": "slice", "replicas": own.num_slices, "template": {"spec": one_slice}}
+            ],
+        },
+    }
+
+
+def xpk_command(asked: job.Job, generation: str, shape: str) -> list[str]:
+    """The same by xpk, which makes the manifest."""
+    own = asked.flags
+    return [
+        *("xpk", "workload", "create"),
+        f"--workload={own.name}",
+        f"--cluster={own.cluster}",
+        f"--tpu-type={cloud.accelerator_type(generation, shape)}",
+        f"--num-slices={own.num_slices}",
+        f"--docker-image={own.image}",
+        "--max-restarts=1000",
+        f"--termination-grace-period-seconds={SECONDS_TO_SAVE}",
+        f"--command={job.shown(cloud.until_finished(asked))}",
+    ]
+
+
+def _define(values):
+    cloud.define(values)
+    flags.DEFINE_string("service_account", "default", "", flag_values=values)
+    flags.DEFINE_boolean("xpk", False, "", flag_values=values)
+    flags.DEFINE_string("cluster", "", "", flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,125 @@
+"""Submits the main job to Slurm: GPUs of one or several nodes, a process a node.
+
+python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=24:00:00 \\
+    --config=configs/imagenet.py --workdir=/shared/runs/imagenet
+
+Two minutes before its time is over, or when it is preempted, the job saves, and Slurm queues it
+again until it is finished. All nodes need this folder, its Python environment and DIR, as on a
+shared disk.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from inception_jax import process
+from inception_jax.errors import UserError
+from launch import bucket, job
+
+FLAGS_HELP = """\
+  --name=NAME               of the job; DIR's last part if not given
+  --nodes=N                 1 if not given
+  --gpus_per_node=N         8 if not given
+  --partition=NAME          the cluster's default if not given
+  --time=D-HH:MM:SS         that a stretch may take; the partition's limit if not given
+  --container=IMAGE         run in it, where the cluster has Pyxis (srun --container-image)
+  --bucket=gs://BUCKET/FOLDER
+                            keeps a copy of DIR there, and fetches it if DIR is empty
+"""
+SECONDS_TO_SAVE = 120
+
+
+@process.command(__doc__, job.HELP + FLAGS_HELP)
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    asked = job.read(argv, _define).for_latecomers()
+    for name in ("nodes", "gpus_per_node"):
+        if asked.flags[name].value < 1:
+            raise UserError(f"--{name}={asked.flags[name].value}: it must be 1 or more")
+    if asked.flags.bucket:
+        bucket.check(asked.flags.bucket)
+    workdir = Path(asked.workdir).absolute()
+    path = workdir / "slurm.sh"
+    text = script(asked, workdir)
+    submit = ["sbatch", str(path)]
+    if asked.flags.dry_run:
+        print(f"mkdir -p {shlex.quote(str(workdir))}")
+        print(job.file_shown(path, text))
+        print(job.shown(submit))
+        return
+    job.need("sbatch")
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    job.run(submit)
+
+
+def script(asked: job.Job, workdir: Path) -> str:
+    """What sbatch is given."""
+    own = asked.flags
+    options = {
+        "job-name": own.name or workdir.name,
+        "nodes": own.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": own.gpus_per_node,
+        "partition": own.partition,
+        "time": own.time,
+        "output": workdir / "slurm-%j.log",
+        "open-mode": "append",
+        "signal": f"B:TERM@{SECONDS_TO_SAVE}",
+    }
+    lines = [f"#SBATCH --{name}={_option(name, v)}" for name, v in options.items() if v]
+    container = [f"--container-image={own.container}"] if own.container else []
+    if container:
+        container += [f"--container-mounts={job.ROOT},{workdir}", f"--container-workdir={job.ROOT}"]
+    python = "python3" if container else sys.executable
+    again = [python, "-m", "launch.until_finished", f"--workdir={workdir}"]
+    main_job = asked.command(workdir, python)
+    if not own.bucket:
+        run = job.shown(["srun", *container, *again, "--", *main_job])
+    else:  # one copy is enough
+        copying = job.shown([*again, f"--bucket={own.bucket}", "--", *main_job])
+        alone = job.shown([*again, "--", *main_job])
+        each = f'if [ "$SLURM_PROCID" = 0 ]; then exec {copying}; else exec {alone}; fi'
+        run = job.shown(["srun", *container, "bash", "-c", each])
+    return _SCRIPT.format(options="\n".join(lines), root=shlex.quote(str(job.ROOT)), run=run)
+
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+{options}
+#SBATCH --requeue
+set -euo pipefail
+cd {root}
+
+# Slurm sends SIGTERM when the time is nearly over or something else is more urgent.
+stop() {{
+  kill -TERM "$step"
+  wait "$step" || true
+  scontrol requeue "$SLURM_JOB_ID"
+  exit
+}}
+trap stop TERM
+
+{run} &
+step=$!
+wait "$step"
+"""
+
+
+def _option(name, value):
+    if any(c in str(value) for c in " \n\"'\\#"):
+        raise UserError(f"--{name}={value}: sbatch reads neither spaces nor quotes in it")
+    return value
+
+
+def _define(values):
+    for name in ("name", "partition", "time", "container", "bucket"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_integer("nodes", 1, "", flag_values=values)
+    flags.DEFINE_integer("gpus_per_node", 8, "", flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,189 @@
+"""Runs the main job on Cloud TPU, by queued resources, until it is finished.
+
+python -m launch.tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --spot --image=IMAGE \\
+    --bucket=gs://BUCKET/FOLDER --config=configs/imagenet_pod.py --workdir=runs/first
+
+Asks for the TPUs, which run the job on each of their hosts as soon as they are there, and watches.
+What was preempted is asked for again, and the run goes on; when it is finished the TPUs are given
+back. Ctrl-C stops watching only: the same line goes on watching.
+"""
+
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from inception_jax import process
+from launch import cloud, job
+
+FLAGS_HELP = """\
+  --zone=ZONE               that has such TPUs
+  --project=NAME            gcloud's own if not given
+  --spot                    cheaper, and may be taken away at any time
+  --runtime_version=NAME    of the TPU's hosts; one that fits the topology if not given
+"""
+RUNTIMES = {
+    "v4": "tpu-ubuntu2204-base",
+    "v5e": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
+GONE = ("FAILED", "SUSPENDED")
+SECONDS = 60  # between looks
+SECONDS_TO_SAVE = 60
+
+
+@process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    asked = job.read(argv, _define, (*cloud.NEEDED, "zone")).for_latecomers()
+    generation, shape = cloud.check(asked)
+    text = startup(asked)
+    path = Path(f"{asked.flags.name}-startup.sh")
+    if asked.flags.dry_run:
+        print(job.file_shown(path, text))
+        print(job.shown(create(asked, generation, shape, path)))
+        print(f"# every {SECONDS} s, until the first of these finds something:")
+        print(job.shown(_look_for_results(asked)))
+        print(job.shown(_gcloud(asked, "list", "--format=json")))
+        print(f"# as soon as it is {' or '.join(GONE)}, and create it again; and at the end:")
+        print(job.shown(_delete(asked)))
+        return
+    job.need("gcloud")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / path
+        path.write_text(text)
+        watch(asked, create(asked, generation, shape, path))
+
+
+def watch(
+    asked: job.Job, creation: list[str], wait: Callable[[], None] = lambda: time.sleep(SECONDS)
+) -> None:
+    """Asks for TPUs until the run is finished, and gives them back.
+
+    Args:
+      asked: the job.
+      creation: from create.
+      wait: between two looks.
+    """
+    name = asked.flags.name
+    told = ""
+    while not _finished(asked):
+        state = _state(asked)
+        if state != told:
+            job.say(f"{name}: {state or 'asked for'}")
+            told = state
+        if state in GONE:
+            job.run(_delete(asked), capture_output=True)
+        elif not state:
+            job.run(creation, capture_output=True)
+        wait()
+    if _state(asked):
+        job.run(_delete(asked), capture_output=True)
+    job.say(f"{name}: finished, and its TPUs are given back; results are in {_results(asked)}")
+
+
+def create(asked: job.Job, generation: str, shape: str, startup_script: Path) -> list[str]:
+    """The command that asks for the TPUs."""
+    own = asked.flags
+    nodes = [f"--node-id={own.name}"]
+    if own.num_slices > 1:
+        nodes = [f"--node-count={own.num_slices}", f"--node-prefix={own.name}"]
+    return [
+        *_gcloud(asked, "create", own.name),
+        *nodes,
+        f"--accelerator-type={cloud.accelerator_type(generation, shape)}",
+        f"--runtime-version={own.runtime_version or RUNTIMES[generation]}",
+        f"--metadata-from-file=startup-script={startup_script}",
+        *(["--spot"] if own.spot else []),
+    ]
+
+
+def startup(asked: job.Job) -> str:
+    """What every host runs when it has come up."""
+    registry, slash, _ = asked.flags.image.partition("/")
+    return _SCRIPT.format(
+        bucket=shlex.quote(cloud.bucket_name(asked)),
+        mounted=cloud.MOUNTED,
+        registry=shlex.quote(registry if slash and "." in registry else ""),
+        image=shlex.quote(asked.flags.image),
+        seconds=SECONDS_TO_SAVE,
+        command=job.shown(cloud.until_finished(asked)),
+    )
+
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+set -euo pipefail
+bucket={bucket}
+registry={registry}
+image={image}
+
+if ! command -v gcsfuse >/dev/null; then
+  source=https://packages.cloud.google.com/apt
+  key=/usr/share/keyrings/cloud.google.asc
+  curl --silent --show-error --fail --output "$key" "$source/doc/apt-key.gpg"
+  echo "deb [signed-by=$key] $source gcsfuse-$(lsb_release --codename --short) main" \\
+    >/etc/apt/sources.list.d/gcsfuse.list
+  apt-get update --quiet
+  apt-get install --quiet --yes gcsfuse
+fi
+mkdir -p {mounted}
+mountpoint --quiet {mounted} || gcsfuse --implicit-dirs -o allow_other "$bucket" {mounted}
+
+if [ -n "$registry" ]; then
+  gcloud auth configure-docker "$registry" --quiet
+fi
+docker rm --force inception_jax 2>/dev/null || true
+docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \\
+  --volume {mounted}:{mounted} "$image" \\
+  {command}
+"""
+
+
+def _gcloud(asked, verb, *arguments):
+    own = asked.flags
+    where = [f"--zone={own.zone}", *([f"--project={own.project}"] if own.project else [])]
+    return ["gcloud", "compute", "tpus", "queued-resources", verb, *arguments, *where]
+
+
+def _delete(asked):
+    return _gcloud(asked, "delete", asked.flags.name, "--force", "--quiet")
+
+
+def _state(asked):
+    """Of the queued resource, or an empty string where there is none."""
+    listed = job.run(_gcloud(asked, "list", "--format=json"), capture_output=True)
+    for resource in json.loads(listed.stdout or "[]"):
+        if resource["name"].rpartition("/")[2] == asked.flags.name:
+            return resource["state"]["state"]
+    return ""
+
+
+def _results(asked):
+    return f"{asked.flags.bucket.rstrip('/')}/{asked.workdir.rstrip('/')}/"
+
+
+def _look_for_results(asked):
+    pattern = f"{_results(asked)}results.jso*"  # a pattern may be of nothing, a name may not
+    return ["gcloud", "storage", "objects", "list", pattern, "--format=json"]
+
+
+def _finished(asked):
+    return bool(json.loads(job.run(_look_for_results(asked), capture_output=True).stdout or "[]"))
+
+
+def _define(values):
+    cloud.define(values)
+    for name in ("zone", "project", "runtime_version"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_boolean("spot", False, "", flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,145 @@
+"""Runs the main job again and again until it is finished, whatever ends it.
+
+python -m launch.until_finished --workdir=DIR [--bucket=gs://BUCKET/FOLDER] -- COMMAND ...
+
+On every host of a run, COMMAND being its main job. A run is finished when COMMAND ends with exit
+code 0 and DIR/results.json is there. SIGTERM is passed on; the run then saves, and this ends with
+exit code 143, so that whoever stopped it knows that it is to be started again.
+"""
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from inception_jax import process
+from inception_jax.errors import UserError
+from launch.bucket import Mirror
+from launch.job import say
+
+ATTEMPTS = 3  # in a row that bring no checkpoint; then the mistake is the user's
+STOPPED = 128 + signal.SIGTERM
+FLAGS_HELP = """\
+  --workdir=DIR             that COMMAND has as well
+  --bucket=gs://BUCKET/FOLDER
+                            keeps a copy of DIR there, and fetches it if DIR is empty
+  --seen_within=SECONDS     that a file may take to be seen by other hosts; 60 if not given
+"""
+
+
+@process.command(__doc__, FLAGS_HELP)
+def main(argv: list[str]) -> int:
+    """Runs the command line."""
+    if "--" not in argv or argv[-1] == "--":
+        raise UserError("no command given: write it behind --, as --help shows")
+    at = argv.index("--")
+    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--bucket", default="")
+    parser.add_argument("--seen_within", type=float, default=60)
+    try:
+        own, unknown = parser.parse_known_args(argv[1:at])
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise UserError(f"{error}; see --help") from None
+    if unknown:
+        raise UserError(f"unknown flag {unknown[0]}; see --help")
+    with Mirror(own.workdir, own.bucket) if own.bucket else contextlib.nullcontext():
+        return until_finished(lambda: [argv[at + 1 :]], own.workdir, own.seen_within)
+
+
+def until_finished(
+    commands: Callable[[], list[list[str]]], workdir: Path, seen_within: float = 60
+) -> int:
+    """Runs commands side by side, again and again, until the run in a folder is finished.
+
+    Args:
+      commands: says what to run the next time.
+      workdir: of the run.
+      seen_within: seconds that results.json may take to be seen here.
+
+    Returns:
+      0, or STOPPED after SIGTERM or SIGINT.
+
+    Raises:
+      UserError: it ended ATTEMPTS times without getting any further.
+    """
+    in_vain = 0
+    with _Processes() as processes:
+        while True:
+            before = _progress(workdir)
+            codes = processes.run(commands())
+            if not any(codes) and _appears(workdir / "results.json", seen_within, processes):
+                return 0
+            if processes.stopped:
+                return STOPPED
+            in_vain = in_vain + 1 if _progress(workdir) == before else 0
+            told = f"ended with exit code {max(codes, key=abs)}" if any(codes) else "stopped"
+            if in_vain == ATTEMPTS:
+                raise UserError(
+                    f"the run in {workdir} {told}, {ATTEMPTS} times in a row without a new"
+                    " checkpoint: see above for why"
+                )
+            say(f"the run in {workdir} {told}: it goes on")
+
+
+class _Processes:
+    """Commands that run side by side and are stopped together, by a signal to this process."""
+
+    def __init__(self):
+        self.stopped = False
+        self._running: list[subprocess.Popen] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, commands: list[list[str]]) -> list[int]:
+        """Runs the commands, waits for all, and returns their exit codes."""
+        self._running = []
+        for command in commands:
+            # A session of their own, so that Ctrl-C reaches them once, from here.
+            self._running.append(subprocess.Popen(command, start_new_session=True))
+        if self.stopped:  # meanwhile
+            self._stop()
+        return [each.wait() for each in self._running]
+
+    def _stop(self, *_):
+        self.stopped = True
+        for each in self._running:
+            each.terminate()
+
+
+def _progress(workdir):
+    """What changes with each checkpoint."""
+    with contextlib.suppress(OSError):
+        return sorted(entry.name for entry in _checkpoints(workdir))
+    return []
+
+
+def _checkpoints(workdir) -> Iterator[Path]:
+    return (entry for entry in (workdir / "checkpoints").iterdir() if entry.name.isdecimal())
+
+
+def _appears(path, within, processes):
+    """Whether a file is there, or comes to be seen in time."""
+    end = time.monotonic() + within
+    while not path.exists():
+        if processes.stopped or time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
