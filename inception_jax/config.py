@@ -132,19 +132,7 @@ def load(source: str) -> ConfigDict:
     if os.path.isdir(source):
         return read(source)
     path, _, argument = source.partition(":")
-    if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "."
-        names = [os.path.join(folder, n) for n in _listdir(folder) if n.endswith(".py")]
-        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
-        raise UserError(
-            f"config file {path} {what}{_nearest(path, names) or ': see those in configs/'}"
-        )
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None:
-        raise UserError(f"config file {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    with _user_code(path):
-        spec.loader.exec_module(module)
+    module = _module(path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"config file {path} has no function get_config()")
     arguments = [argument] if argument else []
@@ -160,6 +148,35 @@ def load(source: str) -> ConfigDict:
             f"get_config() of {path} returned {type(config).__name__}: it must return a ConfigDict"
         )
     return config.lock()
+
+
+def sweep(source: str) -> list[dict[str, Any]]:
+    """Runs sweep() of a config file, if it has one.
+
+    Args:
+      source: FILE, FILE:ARGUMENT or FOLDER.
+
+    Returns:
+      What it yields, values of fields by name: a trial each.
+
+    Raises:
+      UserError: the file does not run, or sweep() yields something else.
+    """
+    if os.path.isdir(source):
+        return []
+    path = source.partition(":")[0]
+    module = _module(path)
+    if not hasattr(module, "sweep"):
+        return []
+    with _user_code(path):
+        trials = list(module.sweep())
+    for trial in trials:
+        if not isinstance(trial, dict) or not all(isinstance(name, str) for name in trial):
+            raise UserError(
+                f"sweep() of {path} yields {trial!r}: it must yield dicts of fields and values, as"
+                " in {'model.lrn': True}"
+            )
+    return trials
 
 
 def read(folder: str) -> ConfigDict:
@@ -253,6 +270,24 @@ def _check_fields(argv, config):
                 f"config.{name} is a group of fields: set one, as in --config.{name}.FIELD="
             )
         raise UserError(f"unknown config field config.{name}{_nearest(name, fields, 'config.')}")
+
+
+def _module(path):
+    """Runs a config file."""
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        names = [os.path.join(folder, n) for n in _listdir(folder) if n.endswith(".py")]
+        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
+        raise UserError(
+            f"config file {path} {what}{_nearest(path, names) or ': see those in configs/'}"
+        )
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None:
+        raise UserError(f"config file {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    with _user_code(path):
+        spec.loader.exec_module(module)
+    return module
 
 
 def _join_values(argv):

@@ -9,21 +9,18 @@ exit code 143, so that whoever stopped it knows that it is to be started again.
 
 import argparse
 import contextlib
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from inception_jax import process
 from inception_jax.errors import UserError
 from launch.bucket import Mirror
 from launch.job import say
+from launch.processes import STOPPED, Processes
 
 ATTEMPTS = 3  # in a row that bring no checkpoint; then the mistake is the user's
-STOPPED = 128 + signal.SIGTERM
 FLAGS_HELP = """\
   --workdir=DIR             that COMMAND has as well
   --bucket=gs://BUCKET/FOLDER
@@ -69,7 +66,7 @@ def until_finished(
       UserError: it ended ATTEMPTS times without getting any further.
     """
     in_vain = 0
-    with _Processes() as processes:
+    with Processes() as processes:
         while True:
             before = _progress(workdir)
             codes = processes.run(commands())
@@ -85,39 +82,6 @@ def until_finished(
                     " checkpoint: see above for why"
                 )
             say(f"the run in {workdir} {told}: it goes on")
-
-
-class _Processes:
-    """Commands that run side by side and are stopped together, by a signal to this process."""
-
-    def __init__(self):
-        self.stopped = False
-        self._running: list[subprocess.Popen] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def run(self, commands: list[list[str]]) -> list[int]:
-        """Runs the commands, waits for all, and returns their exit codes."""
-        self._running = []
-        for command in commands:
-            # A session of their own, so that Ctrl-C reaches them once, from here.
-            self._running.append(subprocess.Popen(command, start_new_session=True))
-        if self.stopped:  # meanwhile
-            self._stop()
-        return [each.wait() for each in self._running]
-
-    def _stop(self, *_):
-        self.stopped = True
-        for each in self._running:
-            each.terminate()
 
 
 def _progress(workdir):

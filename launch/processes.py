@@ -1,0 +1,49 @@
+"""Processes that run side by side, and are stopped as one."""
+
+import signal
+import subprocess
+from typing import Any
+
+STOPPED = 128 + signal.SIGTERM  # the exit code of who was asked to stop
+
+
+class Processes:
+    """Commands that are stopped by a signal to this process.
+
+    SIGTERM is passed on. SIGINT is not, as Ctrl-C reaches all processes of a terminal by itself.
+
+    Attributes:
+      stopped: whether there has been a signal.
+    """
+
+    def __init__(self):
+        self.stopped = False
+        self._running: list[subprocess.Popen] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, commands: list[list[str]]) -> list[int]:
+        """Runs the commands, waits for all, and returns their exit codes."""
+        self._running = []
+        for command in commands:
+            self._running.append(subprocess.Popen(command))
+        if self.stopped:  # meanwhile
+            self._end()
+        return [each.wait() for each in self._running]
+
+    def _stop(self, number, _):
+        self.stopped = True
+        if number == signal.SIGTERM:
+            self._end()
+
+    def _end(self):
+        for each in self._running:
+            each.terminate()

@@ -1,0 +1,167 @@
+"""Runs one config with many overrides, a trial after the other, and tabulates what came out.
+
+python -m launch.sweep --config=configs/digits.py --workdir=runs/sweep
+python -m launch.sweep --config=configs/digits.py --workdir=runs/lrn \\
+    --set=model.lrn=true,false --seeds=3
+python -m launch.sweep --config=configs/imagenet_pod.py --workdir=runs/pod --seeds=3 \\
+    --print_jobs="tpu --topology=v5e:16x16 --zone=us-west4-a --image=IMAGE --bucket=gs://BUCKET"
+
+Trials are those that sweep() of the config yields, if it has one, times the values of each --set,
+times the seeds. The same line goes on where a sweep was stopped, in whatever way.
+"""
+
+import json
+import re
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from inception_jax import config as config_lib
+from inception_jax import process, workdir
+from inception_jax.errors import UserError
+from launch import job, trials
+from launch.processes import STOPPED, Processes
+from launch.trials import Trial
+
+FLAGS_HELP = """\
+  --config.FIELD=VALUE      of all trials
+  --workdir=DIR             a folder for each trial, and the table, as sweep.md
+  --set=FIELD=VALUE,VALUE   tries each; what holds commas goes in brackets or quotes. Several --set
+                            try every combination
+  --seeds=N                 runs each with N seeds, from config.seed on
+  --print_jobs="LAUNCHER FLAGS"
+                            prints a line for each trial that is not finished, which launches it by
+                            local, tpu, gke or slurm, and runs nothing
+"""
+LAUNCHERS = ("local", "tpu", "gke", "slurm")
+COLUMNS = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
+
+
+@process.command(__doc__, config_lib.HELP.partition("  --config.FIELD")[0] + FLAGS_HELP)
+def main(argv: list[str]) -> int:
+    """Runs the command line."""
+    asked = job.read(argv, _define)
+    own = asked.flags
+    if own.seeds < 0:
+        raise UserError(f"--seeds={own.seeds}: it must be 1 or more")
+    each = trials.make(asked.source, asked.arguments, own["set"].value or [], own.seeds)
+    folder = Path(asked.workdir).expanduser()
+    waiting = [trial for trial in each if _results(trial, folder) is None]
+    if own.print_jobs:
+        for line in lines(asked, each, waiting):
+            print(line)
+        return 0
+    commands = {trial.name: _command(asked, trial, folder) for trial in waiting}
+    if own.dry_run:
+        for command in commands.values():
+            print(job.shown(command))
+        return 0
+    failed = []
+    with workdir.hold(folder), Processes() as processes:
+        for number, trial in enumerate(each, 1):
+            if trial.name not in commands:
+                continue
+            print(f"trial {number} of {len(each)}: {trial.name}", flush=True)
+            (code,) = processes.run([commands[trial.name]])
+            if processes.stopped:
+                job.say(f"stopped at trial {number} of {len(each)}: the same line goes on")
+                return STOPPED
+            if code:
+                failed.append(trial.name)
+                job.say(f"trial {trial.name} ended with exit code {code}")
+        text = table(each, [_results(trial, folder) for trial in each])
+        with workdir.writing(folder / "sweep.md"):
+            (folder / "sweep.md").write_text(text)
+    print(f"\n{text}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(each)} trials failed: {', '.join(failed)}")
+    return 0
+
+
+def lines(asked: job.Job, each: list[Trial], waiting: list[Trial]) -> list[str]:
+    """A command line for each trial that is waiting."""
+    try:
+        launcher, *options = shlex.split(asked.flags.print_jobs)
+    except ValueError as error:
+        raise UserError(f"--print_jobs={asked.flags.print_jobs}: {error}") from None
+    launcher = launcher.removeprefix("launch.")
+    if launcher not in LAUNCHERS:
+        raise UserError(f"--print_jobs={launcher}: it must begin with {', '.join(LAUNCHERS)}")
+    named = re.sub(r"[^a-z0-9]+", "-", Path(asked.workdir).name.lower()).strip("-")[:32]
+    found = []
+    for number, trial in enumerate(each, 1):
+        if trial not in waiting:
+            continue
+        name = [] if launcher == "local" else [f"--name={named or 'sweep'}-{number}"]
+        command = ["python", "-m", f"launch.{launcher}", *options, *name, *asked.arguments]
+        at = f"--workdir={Path(asked.workdir) / trial.name}"
+        found.append(job.shown([*command, *trial.overrides, at]))
+    return found
+
+
+def table(each: list[Trial], results: list[dict | None]) -> str:
+    """The trials and what came out, a row for all seeds of one set of values, in Markdown.
+
+    Where there are several seeds, means and standard deviations (of a sample, n - 1).
+    """
+    rows: dict[tuple[str, ...], list[dict]] = {}
+    fields = list(dict.fromkeys(f for trial in each for f in trial.fields if f != "seed"))
+    asked: dict[tuple[str, ...], int] = {}
+    for trial, result in zip(each, results, strict=True):
+        key = tuple(trial.fields.get(field, "") for field in fields)
+        asked[key] = asked.get(key, 0) + 1
+        rows.setdefault(key, []).extend([result] if result else [])
+    lines = [[*fields, "runs", *COLUMNS.values()]]
+    for key, found in rows.items():
+        count = f"{len(found)}" if len(found) == asked[key] else f"{len(found)} of {asked[key]}"
+        lines.append([*key, count, *(_mean([r[name] for r in found]) for name in COLUMNS)])
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+
+
+def _mean(values):
+    if not values:
+        return "failed"
+    mean = f"{statistics.fmean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def _command(asked, trial, folder):
+    main_job = asked._replace(arguments=[*asked.arguments, *trial.overrides])
+    return main_job.command(folder / trial.name, sys.executable)
+
+
+def _results(trial, folder):
+    """What a finished trial has come to, or None."""
+    path = folder / trial.name / "results.json"
+    try:
+        results = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it, and the trial goes on") from None
+    stored = config_lib.BEFORE | dict(config_lib.flatten(results["config"]))
+    given = dict(config_lib.flatten(json.loads(trial.config.to_json_best_effort())))
+    for name, value in given.items():
+        if value != stored.get(name):
+            raise UserError(
+                f"{folder / trial.name} was run with config.{name}={stored.get(name)}, not"
+                f" {value}: take another --workdir, or set it back"
+            )
+    return results
+
+
+def _define(values):
+    flags.DEFINE_multi_string("set", None, "", flag_values=values)
+    flags.DEFINE_integer("seeds", 0, "", flag_values=values)
+    flags.DEFINE_string("print_jobs", "", "", flag_values=values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
