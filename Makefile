@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-quick torch lint bench smoke clean
+.PHONY: demo test test-quick torch libtpu lint bench smoke clean
 
 demo: $(VENV)/ready  ## GoogLeNet learns handwritten digits
 	$(BIN)/python -m inception_jax.main --config=configs/digits.py --workdir=runs/demo
@@ -19,6 +19,12 @@ test-quick: $(VENV)/ready-dev  ## all but those that take minutes
 
 torch: $(VENV)/ready-dev  ## PyTorch, so that the tests against it are not skipped
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt
+
+libtpu: $(VENV)/ready  ## the TPU compiler, for plans of pods; outside the environment, as else jax
+# would take this machine for one with TPUs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target .libtpu "$$($(BIN)/python -c \
+	  'from inception_jax.plan import topology; print(topology.requirement())')"
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

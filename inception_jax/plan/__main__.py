@@ -3,8 +3,8 @@
 python -m inception_jax.plan --config=configs/imagenet_pod.py --topology=v5e:16x16
 python -m inception_jax.plan --config=configs/digits.py --topology=cpu:8
 
-The training step is compiled for the pod, which needs no TPU, some minutes and libtpu:
-pip install libtpu. Several slices: --config.mesh.slices=N, each of them such a topology.
+The training step is compiled for the pod, which takes some minutes and needs no TPU, but the TPU
+compiler: make libtpu. Several slices: --config.mesh.slices=N, each of them such a topology.
 """
 
 import json

@@ -3,13 +3,17 @@
 `prepare` comes before jax is imported, `devices` after.
 """
 
+import importlib.metadata
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 from inception_jax.errors import UserError
 from inception_jax.plan.chips import CHIPS
 
+# Beside the code, so that jax does not take this machine for one with TPUs.
+FOLDER = Path(__file__).resolve().parents[2] / ".libtpu"
 # A compiler without chips: it asks no metadata server who it is, and takes no lock on the machine.
 _WITHOUT_CHIPS = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -58,11 +62,21 @@ def prepare(topology: str) -> None:
         os.environ["XLA_FLAGS"] = f"{given} {count}".strip()
         return
     os.environ.update(_WITHOUT_CHIPS)
-    if not importlib.util.find_spec("libtpu") and "TPU_LIBRARY_PATH" not in os.environ:
+    if "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu"):
+        return
+    library = FOLDER / "libtpu" / "libtpu.so"
+    if not library.exists():
         raise UserError(
-            f"--topology={topology} needs the TPU compiler, libtpu, which is not installed: type"
-            " pip install libtpu (it needs no TPU)"
+            f"--topology={topology} needs the TPU compiler, which needs no TPU: type pip install"
+            f" --no-deps --target {FOLDER} '{requirement()}'"
         )
+    os.environ["TPU_LIBRARY_PATH"] = str(library)
+
+
+def requirement() -> str:
+    """The TPU compiler that belongs to this version of jax, as pip takes it."""
+    asked = importlib.metadata.requires("jax") or []
+    return next(r.partition(";")[0].strip() for r in asked if r.startswith("libtpu"))
 
 
 def devices(topology: str, slices: int) -> list[Any]:
@@ -90,4 +104,4 @@ def devices(topology: str, slices: int) -> list[Any]:
 
 
 def _listed(kinds):
-    return ", ".join(f"{kind}:{shape}" for kind in kinds for shape in CHIPS[kind].slices)
+    return ", ".join(f"{kind}:{'|'.join(CHIPS[kind].slices)}" for kind in kinds)
