@@ -20,7 +20,7 @@ def largest(weigh: Callable[[int], Step], guess: int) -> tuple[Step | None, int]
       it has, which did not.
     """
     best: Step | None = None
-    low, high = 0, None
+    low, high, ahead = 0, None, 1
     while high is None or high - low > 1:
         before = high and high - low
         try:
@@ -34,7 +34,7 @@ def largest(weigh: Callable[[int], Step], guess: int) -> tuple[Step | None, int]
             high = guess
         target = guess + int((memory.available - memory.needed) // (memory.changing / guess))
         if high is None:
-            guess = max(target, low + 1 + low // 8)
+            guess, ahead = max(target, low + ahead), 2 * ahead
         elif low < target < high and (before is None or high - low <= before / 2):
             guess = target
         else:

@@ -70,11 +70,14 @@ def _memory(memory: Memory) -> Iterator[str]:
 
 def _flops(step, counted) -> Iterator[str]:
     yield "  operations"
-    same = "as" if step.products == counted else f"{step.products / counted - 1:+.2%} of what"
+    again = step.products / counted - 1
     yield (
         _row("matrix products", _scaled(step.products, "FLOP"))
-        + f", {same} the cost command counts: 2 a valid multiply-add, forward and twice back"
+        + (f", {again:+.2%} to what" if again else ", as")
+        + " the cost command counts: 2 a valid multiply-add, forward and twice back"
     )
+    if again > 0:
+        yield f"{'':36}computed again, where it is not kept for want of memory"
     yield (
         _row("others", _scaled(step.other_flops, "FLOP"))
         + f", {step.other_flops / step.products:.1%} of those: pooling, norms, ReLU, update"

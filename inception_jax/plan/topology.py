@@ -88,10 +88,12 @@ def devices(topology: str, slices: int) -> list[Any]:
     import jax
     from jax.experimental import topologies
 
-    kind, _ = parse(topology)
+    kind, shape = parse(topology)
     if kind == "cpu":
         return jax.devices()
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if shape == "1x1":
+        options["chips_per_host_bounds"] = (1, 1, 1)  # hosts have four else
     if kind == "v4":
         options["chip_config_name"] = "megacore"  # as Cloud TPU has it; v5p is so by itself
     try:

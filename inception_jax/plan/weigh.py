@@ -103,9 +103,9 @@ def weigh(prog: Program, size: int, available: int | None) -> Step:
     try:
         compiled = prog.train_step.lower(prog.state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
-        if (needed := _exceeded(error)) is None:
+        if (temporaries := exceeded(str(error), held)) is None:
             raise
-        raise TooLarge(Memory(held, next_batch, needed, 0, available)) from None
+        raise TooLarge(Memory(held, next_batch, temporaries, 0, available)) from None
     text, counted = hlo.Program(compiled.as_text()), compiled.cost_analysis()
     stats = compiled.memory_analysis()
     memory = Memory(
@@ -138,16 +138,25 @@ def available(device: Any) -> int | None:
     try:
         jax.jit(lambda x: x + 1, out_shardings=where).lower(too_large).compile()
     except jax.errors.JaxRuntimeError as error:
-        return _gibibytes(r"available HBM \(([\d.]+)G\)", error)
+        return _gibibytes(r"available HBM \(([\d.]+)G\)", str(error))
     return None
 
 
-def _exceeded(error):
-    return _gibibytes(r"required for HLO temporaries \(([\d.]+)G\)", error)
+def exceeded(message: str, held: int) -> int | None:
+    """Bytes that a step would compute in between, if the TPU compiler refuses it for them.
+
+    Args:
+      message: the compiler's.
+      held: bytes of the state and the batch.
+    """
+    if (temporaries := _gibibytes(r"HLO temporaries \(([\d.]+)G\)", message)) is not None:
+        return temporaries
+    used = _gibibytes(r"Used ([\d.]+)G of [\d.]+G hbm", message)  # all of it together
+    return None if used is None else used - held
 
 
-def _gibibytes(pattern, error):
-    found = re.search(pattern, str(error))
+def _gibibytes(pattern, message):
+    found = re.search(pattern, message)
     return int(float(found[1]) * GIB) if found else None
 
 

@@ -1,0 +1,314 @@
+"""What launchers would run, run with stand-ins: every argument arrives as it was typed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from conftest import ROOT
+
+from launch import gke, local, slurm, tpu
+
+CONFIG = "--config=configs/digits.py"
+AWKWARD = (
+    CONFIG,
+    '--config.data.dir=/a b/it\'s "quoted" $HOME $(date) `date` \\n %s #',
+    "--config.init_from=two\nlines",
+    '--config.optim.rate_factors=((".*bias", 2.0), (".*", 1.0))',
+    "--config.model.lrn=true",
+)
+CLOUD = (
+    *("--name=first", "--topology=v5e:4x4", "--image=us-docker.pkg.dev/p/r/i:1"),
+    *("--bucket=gs://some-bucket/a folder", "--workdir=runs/first"),
+)
+# Says what it was started with, in place of any program.
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["SEEN"], "a") as seen:
+    seen.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+"""
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Returns shell(text, *programs) -> what those programs were started with by a script."""
+
+    def run(text, *programs):
+        check_shell(text)
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        for program in programs:
+            (folder / program).write_text(STAND_IN)
+            (folder / program).chmod(0o755)
+        seen = tmp_path / "seen"
+        path = f"{folder}:{os.environ['PATH']}"
+        subprocess.run(
+            ["bash", "-c", text],
+            env={"PATH": path, "SEEN": str(seen), "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"},
+            cwd=tmp_path,
+            check=True,
+        )
+        return [json.loads(line) for line in seen.read_text().splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def dry_run(capsys, monkeypatch):
+    """Returns dry_run(launcher, *arguments) -> what it prints."""
+    monkeypatch.chdir(ROOT)
+
+    def run(launcher, *arguments):
+        code = launcher.main(["launch", *arguments, "--dry_run"])
+        out, error = capsys.readouterr()
+        assert (code, error) == (0, ""), error
+        return out
+
+    return run
+
+
+def check_shell(text):
+    """Runs shellcheck; arguments are to stay as typed, $ and all, which SC2016 doubts."""
+    command = ["shellcheck", "--shell=bash", "--exclude=SC2016", "-"]
+    checked = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def main_job(command, workdir):
+    """The arguments of the main job behind launch.until_finished, which is checked."""
+    at = command.index("--")
+    assert command[at - 3 : at] == ["-m", "launch.until_finished", f"--workdir={workdir}"]
+    assert command[at + 2 : at + 4] == ["-m", "inception_jax.main"]
+    return command[at + 4 :]
+
+
+def files(printed):
+    """What a dry run writes, by name."""
+    found = re.findall(r"cat > (\S+) <<'END_OF_FILE'\n(.*?)^END_OF_FILE$", printed, re.S | re.M)
+    return dict(found)
+
+
+WAITING = "--config.cluster.start_timeout=1800"
+
+
+def test_several_processes_here(dry_run, shell, tmp_path, monkeypatch):
+    python = tmp_path / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    printed = dry_run(local, *AWKWARD, f"--workdir={tmp_path}/a b", "--num_processes", "3")
+    seen = shell(printed, "python")
+    assert len(seen) == 3
+    for number, command in enumerate(sorted(seen, key=lambda command: command[-1])):
+        head, address, *others = command[:-3], *command[-3:]
+        assert head == ["python", "-m", "inception_jax.main", *AWKWARD, f"--workdir={tmp_path}/a b"]
+        assert re.fullmatch(r"--coordinator_address=localhost:\d+", address)
+        assert others == ["--num_processes=3", f"--process_id={number}"]
+
+
+def test_one_process_needs_no_address(dry_run, tmp_path):
+    printed = dry_run(local, CONFIG, f"--workdir={tmp_path}")
+    assert printed.count("\n") == 1
+    assert "coordinator" not in printed
+
+
+@pytest.mark.parametrize("bucket", [(), ("--bucket=gs://some-bucket/runs",)])
+def test_slurm(dry_run, shell, tmp_path, bucket):
+    options = ("--nodes=2", "--gpus_per_node=4", "--partition=gpu", "--time=1-00:00:00", *bucket)
+    workdir = tmp_path / "first"
+    printed = dry_run(slurm, *AWKWARD, *options, f"--workdir={workdir}")
+    ((path, script),) = files(printed).items()
+    assert shell(printed, "sbatch") == [["sbatch", path]]
+    assert (workdir / "slurm.sh").read_text() == script
+    for line in ("--nodes=2", "--gpus-per-node=4", "--ntasks-per-node=1", "--requeue"):
+        assert f"#SBATCH {line}\n" in script
+    assert "#SBATCH --signal=B:TERM@120\n" in script
+    *_, command = shell(script, "srun")
+    assert command[0] == "srun"
+    if bucket:
+        assert command[1:3] == ["bash", "-c"]
+        check_shell(command[3])
+        python = sys.executable
+        text = command[3].replace(python, "python")
+        for rank, copying in (("0", True), ("1", False)):
+            *_, started = shell(f"export SLURM_PROCID={rank}\n{text}", "python")
+            assert (bucket[0] in started) == copying
+            started = [part for part in started if part not in bucket]
+            assert main_job(started, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
+    else:
+        assert main_job(command, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
+
+
+def test_slurm_in_a_container(dry_run, shell, tmp_path):
+    printed = dry_run(slurm, CONFIG, "--container=i:1", f"--workdir={tmp_path}/first")
+    *_, command = shell(next(iter(files(printed).values())), "srun")
+    assert "--container-image=i:1" in command
+    assert f"--container-mounts={ROOT},{tmp_path}/first" in command
+
+
+def test_cloud_tpu(dry_run, shell):
+    printed = dry_run(tpu, *AWKWARD, *CLOUD, "--zone=us-west4-a", "--spot", "--project=p")
+    ((path, script),) = files(printed).items()
+    create, look, state, delete = shell(printed, "gcloud")
+    assert create == [
+        *("gcloud", "compute", "tpus", "queued-resources", "create", "first"),
+        *("--zone=us-west4-a", "--project=p", "--node-id=first"),
+        *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"),
+        *(f"--metadata-from-file=startup-script={path}", "--spot"),
+    ]
+    assert look[1:4] == ["storage", "objects", "list"]
+    assert look[4] == "gs://some-bucket/a folder/runs/first/results.jso*"
+    assert (state[4], delete[4:6]) == ("list", ["delete", "first"])
+    programs = ("gcsfuse", "mountpoint", "docker", "gcloud", "mkdir")
+    *_, docker = shell(script, *programs)
+    assert docker[:2] == ["docker", "run"]
+    assert docker[docker.index("--volume") + 1] == "/mnt/bucket:/mnt/bucket"
+    assert "us-docker.pkg.dev/p/r/i:1" in docker
+    workdir = "/mnt/bucket/a folder/runs/first"
+    assert main_job(docker, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
+
+
+def test_several_slices_of_cloud_tpu(dry_run, shell):
+    options = ("--num_slices=2", "--topology=v5p:2x2x2", "--zone=z")
+    create, *_ = shell(dry_run(tpu, CONFIG, *CLOUD, *options), "gcloud")
+    assert {"--node-count=2", "--node-prefix=first", "--accelerator-type=v5p-16"} <= set(create)
+    assert "--node-id=first" not in create
+
+
+def expanded(text):
+    """As Kubernetes reads a command: $$ is a $, and $(NAME) of a known variable its value."""
+    return re.sub(r"\$(\$|\(\w+\))", lambda m: "$" if m[1] == "$" else "EXPANDED", text)
+
+
+@pytest.fixture(scope="module")
+def jobset_schema():
+    """As published in kubernetes-sigs/jobset, config/components/crd, under Apache-2.0."""
+    definition = yaml.safe_load((ROOT / "tests/launch/jobset.yaml").read_text())
+    (version,) = definition["spec"]["versions"]
+    assert version["name"] == "v1alpha2"
+    return version["schema"]["openAPIV3Schema"]
+
+
+@pytest.mark.parametrize(
+    ("topology", "accelerator", "hosts", "chips"),
+    [
+        ("v5e:4x4", "tpu-v5-lite-podslice", 4, 4),
+        ("v5e:1x1", "tpu-v5-lite-podslice", 1, 1),
+        ("v5p:2x2x2", "tpu-v5p-slice", 2, 4),
+        ("v6e:16x16", "tpu-v6e-slice", 64, 4),
+        ("v4:2x2x1", "tpu-v4-podslice", 1, 4),
+    ],
+)
+def test_gke(dry_run, shell, jobset_schema, topology, accelerator, hosts, chips):
+    printed = dry_run(gke, *AWKWARD, *CLOUD, f"--topology={topology}", "--num_slices=3")
+    ((path, text),) = files(printed).items()
+    assert shell(printed, "kubectl") == [["kubectl", "apply", "--filename", path]]
+    manifest = yaml.safe_load(text)
+    strict(jobset_schema)
+    jsonschema.validate(manifest, jobset_schema)
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 3
+    one = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}}
+    kubernetes_validate.validate(one | replicated["template"], "1.33", strict=True)
+    spec = replicated["template"]["spec"]
+    assert (spec["parallelism"], spec["completions"]) == (hosts, hosts)
+    pod = spec["template"]["spec"]
+    selector = pod["nodeSelector"]
+    assert selector["cloud.google.com/gke-tpu-accelerator"] == accelerator
+    assert selector["cloud.google.com/gke-tpu-topology"] == topology.partition(":")[2]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": chips}
+    workdir = "/mnt/bucket/a folder/runs/first"
+    command = [expanded(part) for part in container["command"]]
+    assert main_job(command, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
+
+
+def strict(schema):
+    """Makes a schema refuse what it does not know, as the API server does when told to."""
+    if isinstance(schema, dict):
+        if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            schema.setdefault("additionalProperties", False)
+            if schema is not None and "metadata" in schema["properties"]:
+                schema["properties"]["metadata"] = {"type": "object"}
+        for value in schema.values():
+            strict(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            strict(value)
+
+
+def test_a_misspelt_field_of_a_manifest_is_caught(dry_run, jobset_schema):
+    manifest = yaml.safe_load(next(iter(files(dry_run(gke, CONFIG, *CLOUD)).values())))
+    manifest["spec"]["failurePolicy"]["maxRestart"] = 3
+    strict(jobset_schema)
+    with pytest.raises(jsonschema.ValidationError, match="maxRestart"):
+        jsonschema.validate(manifest, jobset_schema)
+
+
+def test_xpk(dry_run, shell):
+    (command,) = shell(dry_run(gke, *AWKWARD, *CLOUD, "--xpk", "--cluster=c"), "xpk")
+    assert command[:4] == ["xpk", "workload", "create", "--workload=first"]
+    assert {"--cluster=c", "--tpu-type=v5litepod-16", "--num-slices=1"} <= set(command)
+    (inner,) = (c.partition("=")[2] for c in command if c.startswith("--command="))
+    *_, started = shell(inner, "python")
+    workdir = "/mnt/bucket/a folder/runs/first"
+    assert main_job(started, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
+
+
+def test_a_timeout_that_is_given_stays(dry_run):
+    given = "--config.cluster.start_timeout=60"
+    printed = dry_run(gke, CONFIG, given, *CLOUD)
+    assert given in printed
+    assert WAITING not in printed
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "told"),
+    [
+        (local, ("--workdir=x", "--config=configs/digit.py"), "configs/digit.py does not exist"),
+        (local, (CONFIG, "--workdir=x", "--config.model.lnr=1"), "did you mean config.model.lrn?"),
+        (local, (CONFIG, "--workdir=x", "--config.epochs=-1"), "config.epochs"),
+        (local, (CONFIG,), "no --workdir given"),
+        (local, (CONFIG, "--workdir=x", "--num_processes=0"), "--num_processes=0: it must be 1"),
+        (local, (CONFIG, "--workdir=x", "--num_proceses=2"), "did you mean --num_processes?"),
+        (local, (CONFIG, "--workdir=x", "--bucket=b"), "--bucket=b is no bucket"),
+        (slurm, (CONFIG, "--workdir=x", "--nodes=0"), "--nodes=0: it must be 1 or more"),
+        (slurm, (CONFIG, "--workdir=x", "--partition=a b"), "--partition=a b: sbatch reads"),
+        (tpu, (CONFIG, *CLOUD), "no --zone given"),
+        (tpu, (CONFIG, *CLOUD[1:], "--zone=z"), "no --name given"),
+        (tpu, (CONFIG, *CLOUD, "--name=A_b", "--zone=z"), "--name='A_b': it must be of a-z"),
+        (gke, (CONFIG, *CLOUD, "--topology=v5e:5x5"), "v5e:5x5 is unknown: take one of v5e:1x1"),
+        (gke, (CONFIG, *CLOUD, "--topology=cpu:2"), "cpu:2 is no TPU"),
+        (gke, (CONFIG, *CLOUD, "--workdir=/x"), "it must be a folder in gs://some-bucket"),
+        (gke, (CONFIG, *CLOUD, "--xpk"), "no --cluster given"),
+        (gke, (f"--config={ROOT}/configs/digits.py", *CLOUD), "only what is in"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(launcher, arguments, told, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert launcher.main(["launch", *arguments, "--dry_run"]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "program"),
+    [
+        (slurm, ("--workdir=x",), "sbatch"),
+        (gke, CLOUD, "kubectl"),
+        (tpu, (*CLOUD, "--zone=z"), "gcloud"),
+        (gke, (*CLOUD, "--xpk", "--cluster=c"), "xpk"),
+    ],
+)
+def test_a_tool_that_is_not_installed_is_told(launcher, arguments, program, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", "")
+    assert launcher.main(["launch", CONFIG, *arguments]) == 1
+    _, error = capsys.readouterr()
+    assert error.startswith(f"error: {program} is not installed here")
+    assert error.count("\n") == 1

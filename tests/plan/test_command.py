@@ -1,0 +1,140 @@
+"""The command: predictions against what ran on CPU, pods that are not here, and its messages."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from inception_jax import process
+from inception_jax.plan import __main__ as command
+from inception_jax.plan import topology
+
+DIGITS = "--config=configs/digits.py"
+SMALL = (DIGITS, "--config.model.width=0.0625", "--config.model.modules=3a,4a,5b")
+needs_compiler = pytest.mark.skipif(
+    not topology.FOLDER.exists(), reason="the TPU compiler is not here: make libtpu"
+)
+
+
+def plan(*arguments, check=True):
+    """The finished process; of one that succeeds, what --format=json printed."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "inception_jax.plan", *arguments, "--format=json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not check:
+        return finished
+    assert finished.returncode == 0, finished.stderr
+    for line in finished.stderr.splitlines():  # nothing of libraries
+        assert line.startswith(("compiling for ", "  ")), finished.stderr
+    return json.loads(finished.stdout)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("more", [(), ("--config.accumulation=4",)], ids=["whole", "in_parts"])
+def test_products_are_those_of_the_cost_command(devices, more):
+    (step,) = plan(*SMALL, *more, "--config.batch_size=64", f"--topology=cpu:{devices}")["steps"]
+    assert step["images"] == 64 // devices
+    flops = step["flops"]
+    assert flops["products"] == flops["products_by_cost_command"] > 0
+    assert 0 < flops["others"] < 0.8 * flops["products"]
+    assert bool(step["collectives"]) == (devices > 1)
+
+
+def test_a_share_of_the_work_is_an_eighth_of_it():
+    one, eight = (
+        plan(*SMALL, "--config.batch_size=64", f"--topology=cpu:{n}")["steps"][0] for n in (1, 8)
+    )
+    assert one["flops"]["products"] == 8 * eight["flops"]["products"]
+    assert 1 < one["traffic_bytes"] / eight["traffic_bytes"] < 9
+
+
+@needs_compiler
+def test_two_slices_of_chips_that_are_not_here():
+    found = plan(
+        *(*SMALL, "--config.batch_size=64", "--config.mesh.slices=2"),
+        *("--config.mesh.fully_sharded=true", "--topology=v5e:2x2"),
+    )
+    assert found["mesh"] == {"slice": 2, "data": 4, "model": 1}
+    assert found["devices"] == 8
+    (step,) = found["steps"]
+    memory = step["memory_bytes"]
+    assert 0 < memory["needed"] < memory["available"] < 16 * 2**30
+    assert step["flops"]["products"] == step["flops"]["products_by_cost_command"]
+    among = {(each["kind"], each["devices"]) for each in step["collectives"]}
+    assert {("between slices", 2), ("all-gather", 4)} <= among
+    assert step["roofline_seconds"]["network"] > 0
+    assert 0 < step["ceilings"]["mfu"] < 1
+    assert found["recipe"]["chip_hours"] == pytest.approx(8 * found["recipe"]["hours"])
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_vgg_fully_sharded_on_a_small_pod():
+    """Its weight gradients are loops around the ring; its state lies in sixteenths."""
+    found = plan(
+        "--config=configs/imagenet.py:vgg16",
+        "--config.mesh.fully_sharded=true",
+        "--topology=v5e:4x4",
+    )
+    (step,) = found["steps"]
+    assert step["flops"]["products"] == step["flops"]["products_by_cost_command"]
+    assert step["flops"]["all"] == pytest.approx(step["flops"]["products"], rel=0.03)
+    parameters = 138_357_544
+    state = 2 * 4 * parameters / 16  # and momentum, in float32
+    batch = 16 * 224 * 224 * 3
+    assert step["memory_bytes"]["held"] == pytest.approx(state + batch, rel=0.02)
+    gathered = sum(c["size"] for c in step["collectives"] if c["kind"] == "all-gather")
+    assert gathered > 0.9 * 4 * parameters
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("--config.batch_size=4000000", "--topology=v5e:2x2"),
+            "does not fit on v5e:2x2: a chip needs",
+        ),
+        (
+            ("--config.batch_size=6", "--topology=v5e:2x2"),
+            "config.batch_size=6 is not divisible by 4",
+        ),
+        (
+            ("--config.mesh.model=3", "--topology=v5e:2x2"),
+            "config.mesh.model=3 do not make 4 devices",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(arguments, told):
+    finished = plan(*SMALL, *arguments, check=False)
+    assert finished.returncode == 1
+    *_, last = finished.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert told in last
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--topology=v5e:3x3",), "--topology=v5e:3x3 is unknown: take one of v5e:1x1|2x2"),
+        ((), "no topology given: add --topology=v5e:4x4, or cpu:8"),
+        (("--topology=cpu:2", "--find_batch"), "--find_batch needs chips"),
+        (("--topology=cpu:2", "--format=csv"), "--format is 'csv'; known: table, json"),
+        (("--topology=cpu:2", "--config.batchsize=2"), "did you mean config.batch_size?"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_compiled(arguments, told, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(process, "quiet", lambda: pytest.fail("too late"))
+    assert command.main(["plan", DIGITS, *arguments]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert told in error
+    assert error.count("\n") == 1
