@@ -36,15 +36,17 @@ def main(argv: list[str]) -> int:
         raise UserError("no command given: write it behind --, as --help shows")
     at = argv.index("--")
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path)
     parser.add_argument("--bucket", default="")
     parser.add_argument("--seen_within", type=float, default=60)
     try:
         own, unknown = parser.parse_known_args(argv[1:at])
-    except (argparse.ArgumentError, SystemExit) as error:
+    except argparse.ArgumentError as error:
         raise UserError(f"{error}; see --help") from None
     if unknown:
         raise UserError(f"unknown flag {unknown[0]}; see --help")
+    if not own.workdir:
+        raise UserError("no --workdir given; see --help")
     with Mirror(own.workdir, own.bucket) if own.bucket else contextlib.nullcontext():
         return until_finished(lambda: [argv[at + 1 :]], own.workdir, own.seen_within)
 

@@ -1,6 +1,7 @@
 """The command: predictions against what ran on CPU, pods that are not here, and its messages."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -33,6 +34,27 @@ def plan(*arguments, check=True):
     for line in finished.stderr.splitlines():  # nothing of libraries
         assert line.startswith(("compiling for ", "  ")), finished.stderr
     return json.loads(finished.stdout)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_memory_is_what_a_step_takes_on_cpu(devices):
+    """What it holds, but for fields of the batch that it does not use; and what it computes in
+    between, as the process grows, of which convolutions take about a third for themselves."""
+    arguments = (*SMALL, "--config.batch_size=4096")
+    (step,) = plan(*arguments, f"--topology=cpu:{devices}")["steps"]
+    ran = subprocess.run(
+        [sys.executable, "tests/step_on_cpu.py", str(devices), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured = json.loads(ran.stdout)
+    unused = 2 * 4 * 4096 // devices  # epoch and example: nothing is random in these images
+    assert step["memory_bytes"]["held"] == measured["held"] - unused
+    grown = measured["temporaries"] / (devices * step["memory_bytes"]["temporaries"])
+    assert 1 < grown < 1.5
 
 
 @pytest.mark.parametrize("devices", [1, 8])
