@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from inception_jax import config as config_lib
-from inception_jax import validate
+from inception_jax import models, validate
 from inception_jax.errors import UserError
 
 LONGEST = 120  # characters of a folder's name
@@ -58,13 +58,16 @@ def make(source: str, arguments: Sequence[str], axes: Sequence[str], seeds: int)
     own = [{f: _typed(v) for f, v in trial.items()} for trial in config_lib.sweep(source)]
     if not (own or axes or seeds):
         raise UserError(
-            f"nothing to try: {source} has no sweep(); add --set=FIELD=VALUE,VALUE or --seeds=N"
+            f"nothing to try: {source} has no sweep() that yields any; add"
+            " --set=FIELD=VALUE,VALUE or --seeds=N"
         )
     _, base = config_lib.parse(["sweep", *arguments])
     choices = [_axis(text) for text in axes]
     if seeds:
         choices.append([{"seed": str(base.seed + i)} for i in range(seeds)])
-    fields = [f for choice in choices for f in choice[0]] + list({f for t in own for f in t})
+    fields = [f for choice in choices for f in choice[0]] + [
+        *dict.fromkeys(f for t in own for f in t)
+    ]
     for field in fields:
         if fields.count(field) > 1:
             raise UserError(f"config.{field} is varied twice: by --set, --seeds or sweep()")
@@ -77,6 +80,8 @@ def make(source: str, arguments: Sequence[str], axes: Sequence[str], seeds: int)
         try:
             _, config = config_lib.parse(["sweep", *arguments, *trial.overrides])
             validate.check(config)
+            if not config.init_from:  # else the network is that of the weights
+                models.build(config.model, num_classes=1).check(config.data.image_size)
         except UserError as error:
             raise UserError(f"trial {trial.name}: {error}") from None
         for other in found:
@@ -93,7 +98,7 @@ def _axis(text: str) -> list[dict[str, str]]:
     parts = _split(values)
     if not (field and equals and all(parts)):
         raise UserError(f"--set={text}: write FIELD=VALUE,VALUE, as in --set=model.lrn=true,false")
-    return [{field: part} for part in parts]
+    return [{field: _unquoted(part)} for part in parts]
 
 
 def _split(values: str) -> list[str]:
@@ -115,6 +120,12 @@ def _split(values: str) -> list[str]:
     if depth or quote:
         raise UserError(f"--set: a bracket or quote is not closed in {values}")
     return parts
+
+
+def _unquoted(value: str) -> str:
+    """A value without the quotes that kept its commas together."""
+    quoted = len(value) > 1 and value[0] in "'\"" and value.find(value[0], 1) == len(value) - 1
+    return value[1:-1] if quoted else value
 
 
 def _typed(value: Any) -> str:
