@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 
 from inception_jax import config as config_lib
-from inception_jax import process, workdir
+from inception_jax import init_from, process, workdir
 from inception_jax.errors import UserError
 from launch import job, trials
 from launch.processes import STOPPED, Processes
@@ -47,10 +47,11 @@ def main(argv: list[str]) -> int:
     own = asked.flags
     if own.seeds < 0:
         raise UserError(f"--seeds={own.seeds}: it must be 1 or more")
+    process.quiet()
     each = trials.make(asked.source, asked.arguments, own["set"].value or [], own.seeds)
     folder = Path(asked.workdir).expanduser()
-    waiting = [trial for trial in each if _results(trial, folder) is None]
-    if own.print_jobs:
+    waiting = [trial for trial in each if _results(asked, trial, folder) is None]
+    if own.print_jobs is not None:
         for line in lines(asked, each, waiting):
             print(line)
         return 0
@@ -59,7 +60,6 @@ def main(argv: list[str]) -> int:
         for command in commands.values():
             print(job.shown(command))
         return 0
-    failed = []
     with workdir.hold(folder), Processes() as processes:
         for number, trial in enumerate(each, 1):
             if trial.name not in commands:
@@ -70,21 +70,25 @@ def main(argv: list[str]) -> int:
                 job.say(f"stopped at trial {number} of {len(each)}: the same line goes on")
                 return STOPPED
             if code:
-                failed.append(trial.name)
                 job.say(f"trial {trial.name} ended with exit code {code}")
-        text = table(each, [_results(trial, folder) for trial in each])
+        results = [_results(asked, trial, folder) for trial in each]
+        text = table(each, results)
         with workdir.writing(folder / "sweep.md"):
             (folder / "sweep.md").write_text(text)
-    print(f"\n{text}")
+    print(f"\n{text}", end="")
+    failed = [trial.name for trial, found in zip(each, results, strict=True) if found is None]
     if failed:
-        raise UserError(f"{len(failed)} of {len(each)} trials failed: {', '.join(failed)}")
+        raise UserError(
+            f"{len(failed)} of {len(each)} trials failed: {', '.join(failed)}; the same line tries"
+            " them again"
+        )
     return 0
 
 
 def lines(asked: job.Job, each: list[Trial], waiting: list[Trial]) -> list[str]:
     """A command line for each trial that is waiting."""
     try:
-        launcher, *options = shlex.split(asked.flags.print_jobs)
+        launcher, *options = shlex.split(asked.flags.print_jobs) or [""]
     except ValueError as error:
         raise UserError(f"--print_jobs={asked.flags.print_jobs}: {error}") from None
     launcher = launcher.removeprefix("launch.")
@@ -137,17 +141,22 @@ def _command(asked, trial, folder):
     return main_job.command(folder / trial.name, sys.executable)
 
 
-def _results(trial, folder):
+def _results(asked, trial, folder):
     """What a finished trial has come to, or None."""
     path = folder / trial.name / "results.json"
     try:
         results = json.loads(path.read_text())
+        stored = config_lib.BEFORE | dict(config_lib.flatten(results["config"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove it, and the trial goes on") from None
-    stored = config_lib.BEFORE | dict(config_lib.flatten(results["config"]))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        raise UserError(
+            f"{path} cannot be read as a run's results: remove it, then go on"
+        ) from None
     given = dict(config_lib.flatten(json.loads(trial.config.to_json_best_effort())))
+    if trial.config.init_from:  # what came with the weights is not in the recipe
+        typed = config_lib.given(["", *asked.arguments, *trial.overrides])
+        given = {k: v for k, v in given.items() if k in typed or k not in init_from.ADOPTED}
     for name, value in given.items():
         if value != stored.get(name):
             raise UserError(
@@ -160,7 +169,7 @@ def _results(trial, folder):
 def _define(values):
     flags.DEFINE_multi_string("set", None, "", flag_values=values)
     flags.DEFINE_integer("seeds", 0, "", flag_values=values)
-    flags.DEFINE_string("print_jobs", "", "", flag_values=values)
+    flags.DEFINE_string("print_jobs", None, "", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def make(source: str, arguments: Sequence[str], axes: Sequence[str], seeds: int)
     for field in fields:
         if fields.count(field) > 1:
             raise UserError(f"config.{field} is varied twice: by --set, --seeds or sweep()")
-        if field in config_lib.given(["", *arguments]):
+        base_of_seeds = seeds and field == "seed"
+        if field in config_lib.given(["", *arguments]) and not base_of_seeds:
             raise UserError(f"config.{field} is both varied and set by --config.{field}")
     found: list[Trial] = []
     for several in itertools.product(own or [{}], *choices):
