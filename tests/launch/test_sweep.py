@@ -33,6 +33,7 @@ if where in workdir.name:
         os.kill(os.getppid(), signal.SIGTERM)
         signal.alarm(60)
         signal.sigwait([signal.SIGTERM])
+        pathlib.Path(os.environ["SEEN"]).open("a").write("told\\n")
         sys.exit(0)
     sys.exit(int(how))
 workdir.mkdir(parents=True)
@@ -276,7 +277,7 @@ def test_a_trial_that_was_stopped_by_itself_is_not_finished(run, recipe, capfd):
 
 def test_sigterm_stops_the_trial_and_the_sweep(run, recipe, tmp_path, capfd):
     line = recipe(""), "--seeds=3"
-    assert run(*line, behave="seed=1:stop") == (143, ["seed=0", "seed=1"])
+    assert run(*line, behave="seed=1:stop") == (143, ["seed=0", "seed=1", "told"])
     assert capfd.readouterr().err == "stopped at trial 2 of 3: the same line goes on\n"
     assert not (tmp_path / "runs" / "sweep.md").exists()
     assert run(*line) == (0, ["seed=1", "seed=2"])
