@@ -14,8 +14,6 @@ command, seed 0, in about a minute each: alexnet 98.6 %, zfnet and zfnet512 98.9
 vgg13 99.2 %, vgg16 98.6 %, vgg19 99.4 %, sppnet 99.2 %.
 """
 
-from collections.abc import Iterator
-
 from ml_collections import ConfigDict
 
 from configs import googlenet
@@ -82,11 +80,3 @@ def get_config(network: str = "googlenet") -> ConfigDict:
     config.checkpoint.every_steps = 50
     config.log_every_steps = 10
     return config
-
-
-def sweep(network: str = "googlenet") -> Iterator[dict[str, str]]:
-    """What the larger filters are worth: GoogLeNet's modules with and without them."""
-    if network != "googlenet":
-        return
-    for branches in ("1x1,3x3,5x5,pool", "1x1,3x3,pool", "1x1,5x5,pool", "1x1,pool"):
-        yield {"model.branches": branches}

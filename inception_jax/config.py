@@ -135,7 +135,14 @@ def load(source: str) -> ConfigDict:
     module = _module(path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"config file {path} has no function get_config()")
-    config = _call(module.get_config, path, argument)
+    arguments = [argument] if argument else []
+    try:
+        inspect.signature(module.get_config).bind(*arguments)
+    except TypeError:
+        told = f"takes no argument, but got :{argument}" if argument else "needs an argument"
+        raise UserError(f"config file {path} {told}: --config={path}[:ARGUMENT]") from None
+    with _user_code(path):
+        config = module.get_config(*arguments)
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config() of {path} returned {type(config).__name__}: it must return a ConfigDict"
@@ -144,7 +151,7 @@ def load(source: str) -> ConfigDict:
 
 
 def sweep(source: str) -> list[dict[str, Any]]:
-    """Runs sweep() of a config file, if it has one; it takes what get_config() takes.
+    """Runs sweep() of a config file, if it has one.
 
     Args:
       source: FILE, FILE:ARGUMENT or FOLDER.
@@ -157,12 +164,12 @@ def sweep(source: str) -> list[dict[str, Any]]:
     """
     if os.path.isdir(source):
         return []
-    path, _, argument = source.partition(":")
+    path = source.partition(":")[0]
     module = _module(path)
     if not hasattr(module, "sweep"):
         return []
     with _user_code(path):
-        trials = list(_call(module.sweep, path, argument))
+        trials = list(module.sweep())
     for trial in trials:
         if not isinstance(trial, dict) or not all(isinstance(name, str) for name in trial):
             raise UserError(
@@ -281,19 +288,6 @@ def _module(path):
     with _user_code(path):
         spec.loader.exec_module(module)
     return module
-
-
-def _call(function, path, argument):
-    """Calls get_config() or sweep() of a config file with the ARGUMENT, if there is one."""
-    arguments = [argument] if argument else []
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        told = f"takes no argument, but got :{argument}" if argument else "needs an argument"
-        which = "" if function.__name__ == "get_config" else f"{function.__name__}() of "
-        raise UserError(f"{which}config file {path} {told}: --config={path}[:ARGUMENT]") from None
-    with _user_code(path):
-        return function(*arguments)
 
 
 def _join_values(argv):

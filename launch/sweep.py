@@ -1,6 +1,6 @@
 """Runs one config with many overrides, a trial after the other, and tabulates what came out.
 
-python -m launch.sweep --config=configs/digits.py --workdir=runs/sweep
+python -m launch.sweep --config=configs/digits_branches.py --workdir=runs/branches
 python -m launch.sweep --config=configs/digits.py --workdir=runs/lrn \\
     --set=model.lrn=true,false --seeds=3
 python -m launch.sweep --config=configs/imagenet_pod.py --workdir=runs/pod --seeds=3 \\

@@ -10,10 +10,9 @@ import sys
 import pytest
 from conftest import ROOT, newest, wait_until
 
-from inception_jax.errors import UserError
 from launch import sweep, tpu, trials
 
-DIGITS = f"--config={ROOT}/configs/digits.py"
+BRANCHES = f"--config={ROOT}/configs/digits_branches.py"
 HEAD = "from configs import googlenet\n\ndef get_config():\n    return googlenet.get_config()\n\n"
 # In place of Python: leaves results made of the seed, without training, as BEHAVE says.
 STAND_IN = f"""#!{sys.executable}
@@ -206,16 +205,9 @@ def test_a_mistake_in_sweep_is_told_in_one_line(line, told, recipe, tmp_path, ca
     assert told in message(recipe(line), f"--workdir={tmp_path}/runs", capsys=capsys)
 
 
-def test_sweep_has_the_argument_of_get_config():
-    assert [list(trial.fields) for trial in make(DIGITS)] == [["model.branches"]] * 4
-    with pytest.raises(UserError, match="has no sweep"):
-        make(f"{DIGITS}:vgg11")
-    assert len(make(f"{DIGITS}:vgg11", seeds=2)) == 2
-
-
 def test_the_table_has_means_and_deviations_by_hand():
     """Deviation of 0.90, 0.92, 0.97: squares about 0.93 sum to 0.0026, over n - 1, rooted."""
-    made = make(DIGITS, seeds=3)[:6]
+    made = make(BRANCHES, seeds=3)[:6]
     results = [
         *({"top1": x, "top5": 1.0, "loss": 2.0} for x in (0.90, 0.92, 0.97)),
         {"top1": 0.5, "top5": 0.75, "loss": 1.0},
@@ -336,7 +328,7 @@ def test_a_line_a_trial_is_printed_for_launchers(run, recipe, capfd):
 
 def test_what_is_printed_is_what_the_launcher_takes(capsys):
     options = "--topology=v5e:4x4 --image=i:1 --zone=z --bucket=gs://some-bucket"
-    line = ("--config=configs/digits.py", "--workdir=runs/Some_sweep")
+    line = ("--config=configs/digits_branches.py", "--workdir=runs/Some_sweep")
     assert sweep.main(["sweep", *line, f"--print_jobs=tpu {options}"]) == 0
     for text in capsys.readouterr().out.splitlines():
         assert tpu.main([*shlex.split(text)[2:], "--dry_run"]) == 0
@@ -362,7 +354,11 @@ def test_a_dry_run_prints_the_main_jobs(run, recipe, capfd):
 
 
 OPTIONS = (
-    *("--config=configs/digits.py", "--config.model.width=0.0625", "--config.batch_size=32"),
+    *(
+        "--config=configs/digits_branches.py",
+        "--config.model.width=0.0625",
+        "--config.batch_size=32",
+    ),
     *("--config.model.modules=3a,4a,5b", "--config.epochs=0.5"),
     *("--config.schedule.warmup_epochs=0", "--config.checkpoint.every_steps=10"),
 )
@@ -389,7 +385,7 @@ def test_killed_halfway_a_sweep_ends_with_the_same_table(tmp_path):
     assert len(set(table.splitlines())) == 6  # trials differ, so that none stands for another
 
     folder = tmp_path / "killed"
-    first, second = (folder / trial.name for trial in make(DIGITS)[:2])
+    first, second = (folder / trial.name for trial in make(BRANCHES)[:2])
     killed = start(folder)
     try:
         assert wait_until(killed, lambda: newest(second) >= 10)
