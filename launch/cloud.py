@@ -8,6 +8,7 @@ from absl import flags
 
 from inception_jax.errors import UserError
 from inception_jax.plan import topology
+from inception_jax.plan.chips import CHIPS
 from launch import bucket, job
 
 MOUNTED = "/mnt/bucket"
@@ -65,9 +66,8 @@ def chips(shape: str) -> int:
 
 def accelerator_type(generation: str, shape: str) -> str:
     """A slice by Cloud TPU's name for it, which counts cores of v4 and v5p and chips of others."""
-    if generation in ("v4", "v5p"):
-        return f"{generation}-{2 * chips(shape)}"
-    return f"{'v5litepod' if generation == 'v5e' else generation}-{chips(shape)}"
+    named = {"v5e": "v5litepod"}.get(generation, generation)
+    return f"{named}-{CHIPS[generation].cores * chips(shape)}"
 
 
 def mounted(asked: job.Job) -> str:

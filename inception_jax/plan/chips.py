@@ -11,6 +11,7 @@ class Chip(NamedTuple):
     """One generation of TPU.
 
     Attributes:
+      cores: of a chip.
       flops: dense bfloat16 operations a second; float32 convolutions run in bfloat16 passes too.
       hbm: bytes of memory, before the compiler's own share.
       hbm_bandwidth: bytes a second.
@@ -21,6 +22,7 @@ class Chip(NamedTuple):
       source: where the figures were published.
     """
 
+    cores: int
     flops: float
     hbm: int
     hbm_bandwidth: float
@@ -38,6 +40,7 @@ _CUBES = (
 
 CHIPS = {
     "v4": Chip(
+        cores=2,
         flops=275e12,
         hbm=32 * 2**30,
         hbm_bandwidth=1_228e9,
@@ -47,6 +50,7 @@ CHIPS = {
         source="docs.cloud.google.com/tpu/docs/v4; links: Jouppi et al. 2023, arXiv:2304.01433",
     ),
     "v5e": Chip(
+        cores=1,
         flops=197e12,
         hbm=16 * 2**30,
         hbm_bandwidth=819e9,
@@ -56,6 +60,7 @@ CHIPS = {
         source="docs.cloud.google.com/tpu/docs/v5e",
     ),
     "v5p": Chip(
+        cores=2,
         flops=459e12,
         hbm=95 * 2**30,
         hbm_bandwidth=2_765e9,
@@ -65,6 +70,7 @@ CHIPS = {
         source="docs.cloud.google.com/tpu/docs/v5p",
     ),
     "v6e": Chip(
+        cores=1,
         flops=918e12,
         hbm=32 * 2**30,
         hbm_bandwidth=1_638e9,

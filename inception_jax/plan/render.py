@@ -31,7 +31,7 @@ def text(report: Report) -> str:
         lines += _flops(step, counted)
         lines += _collectives(step.collectives)
         if report.chip:
-            lines += _times(report, step)
+            lines += _times(report, step, counted)
     if report.too_large:
         told = f"{report.batch_size:,} images a step fit, {report.too_large:,} do not"
         lines += ["", f"the largest batch: {told}"]
@@ -48,7 +48,7 @@ def text(report: Report) -> str:
 def _unit(report):
     if not report.chip:
         return ["What XLA says of one training step on one device:"]
-    both = " (both of its cores)" if report.topology.startswith(("v4", "v5p")) else ""
+    both = " (both of its cores)" if report.chip.cores == 2 else ""
     return [f"What the TPU compiler says of one training step on one chip{both}:"]
 
 
@@ -100,7 +100,7 @@ def _collectives(collectives) -> Iterator[str]:
         yield _row("none", "")
 
 
-def _times(report, step) -> Iterator[str]:
+def _times(report, step, counted) -> Iterator[str]:
     times = roofline.times(step, report.chip)
     yield "  at least, by"
     for name, title in LIMITS.items():
@@ -111,7 +111,7 @@ def _times(report, step) -> Iterator[str]:
             yield _row(title, f"{1e3 * seconds:,.3f} ms") + (
                 ", which binds" if name == times.bound else ""
             )
-    found = roofline.ceilings(step, report.chip, report.num_devices)
+    found = roofline.ceilings(step, counted, report.chip, report.num_devices)
     yield "  at most"
     yield _row("all chips", f"{found['images_per_second']:,.0f} images/s")
     yield _row("MFU", f"{found['mfu']:.1%}")

@@ -89,5 +89,5 @@ class Report:
             times = roofline.times(step, self.chip)
             found["roofline_seconds"] = times._asdict() | {"step": times.step}
             found["bound"] = times.bound
-            found["ceilings"] = roofline.ceilings(step, self.chip, self.num_devices)
+            found["ceilings"] = roofline.ceilings(step, counted, self.chip, self.num_devices)
         return found

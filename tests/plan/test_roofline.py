@@ -10,7 +10,7 @@ from inception_jax.plan.collectives import BETWEEN_SLICES, Collective
 from inception_jax.plan.report import Report
 from inception_jax.plan.weigh import GIB, Memory, Step
 
-CHIP = Chip(1e14, 16 * GIB, 1e12, 1e11, 1e10, ("2x2",), "by hand")
+CHIP = Chip(2, 1e14, 16 * GIB, 1e12, 1e11, 1e10, ("2x2",), "by hand")
 MEMORY = Memory(GIB, GIB // 2, 2 * GIB, GIB // 4, 15 * GIB)
 SUMS = [Collective("all-reduce", 4_000_000, 4, times=2)]  # each sends 2 x 2 x 3/4 of it: 12 MB
 
@@ -38,9 +38,10 @@ def test_slices_talk_over_the_network():
 
 
 def test_ceilings():
-    found = roofline.ceilings(step(), CHIP, num_chips=4)
+    """Of a step that computes a ninth of its products twice; use is of what the network needs."""
+    found = roofline.ceilings(step(), 8 * 10**11, CHIP, num_chips=4)
     assert found["images_per_second"] == pytest.approx(4 * 32 / 0.01)
-    assert found["mfu"] == pytest.approx(0.9)
+    assert found["mfu"] == pytest.approx(0.8)
 
 
 @pytest.fixture
