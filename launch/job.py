@@ -158,5 +158,4 @@ _WHERE = {
     "kubectl": "it is told at kubernetes.io/docs/tasks/tools",
     "xpk": "pip install xpk",
     "sbatch": "call this on a login node of a Slurm cluster",
-    "scontrol": "call this on a login node of a Slurm cluster",
 }

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int | None:
         return None
     workdir = Path(asked.workdir)
     with bucket.Mirror(workdir, to) if to else contextlib.nullcontext():
-        return until_finished(commands, workdir)
+        return until_finished(commands, workdir, seen_within=0)
 
 
 def _define(values):

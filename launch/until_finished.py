@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def until_finished(
-    commands: Callable[[], list[list[str]]], workdir: Path, seen_within: float = 60
+    commands: Callable[[], list[list[str]]], workdir: Path, seen_within: float
 ) -> int:
     """Runs commands side by side, again and again, until the run in a folder is finished.
 

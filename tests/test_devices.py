@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, arrays, rows
 
+from inception_jax.plan.collectives import groups
+
 # As published but for size: its stem, LRN, both auxiliary heads, dropout.
 PUBLISHED = (
     "--config.model.batch_norm=false",
@@ -60,30 +62,6 @@ def worst_difference(a, b):
 def collectives(compiled, *kinds):
     """The collective operations of a compiled step."""
     return re.findall(rf"^.* = .*? (?:{'|'.join(kinds)})(?:-start)?\(.*$", compiled, re.M)
-
-
-def groups(written):
-    """The devices that talk to each other, a row a group, from XLA's ways of writing them."""
-    if written.startswith("{"):
-        return [np.array(group.split(","), int) for group in re.findall(r"\{([\d,]+)\}", written)]
-    numbers = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
-
-    def ids(found):
-        sizes = [int(size) for size in found[1].split(",")]
-        order = [int(axis) for axis in (found[2] or "").split(",") if axis] or range(len(sizes))
-        return np.arange(np.prod(sizes)).reshape(sizes).transpose(order)
-
-    if written.startswith("mesh"):  # mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'b'}
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", written))
-        sizes = [int(size) for size in axes.values()]
-        listed = numbers.search(written)
-        devices = (ids(listed) if listed else np.arange(np.prod(sizes))).reshape(sizes)
-        over = [list(axes).index(a) for a in re.findall(r"'(\w+)'", written.rpartition("{")[2])]
-        last = range(-len(over), 0)
-        count = np.prod([sizes[axis] for axis in over])
-        return np.moveaxis(devices, over, last).reshape(-1, count)
-    shape, _, listed = written.partition("<=")  # [4,2]<=[2,4]T(1,0)
-    return ids(numbers.match(listed)).reshape(ids(numbers.match(shape)).shape)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +136,8 @@ def test_parameters_are_not_gathered_from_other_slices(train_on):
     gathers = collectives(compiled, "all-gather")
     assert gathers
     for line in gathers:
-        for group in groups(re.search(r"replica_groups=(.*?), (use_global|dimensions)", line)[1]):
+        written = re.search(r"replica_groups=(.*?), (use_global|dimensions)", line)[1]
+        for group in groups(written, 8):
             assert len(set(group // 4)) == 1, line  # numbered slice by slice, of four devices each
 
 

@@ -51,7 +51,7 @@ def read(program: hlo.Program, num_devices: int, slices: int) -> list[Collective
       slices: of TPUs.
     """
     found = []
-    for instruction, times in program:
+    for instruction, times, _ in program:
         sizes, rest = hlo.sizes(instruction.type), instruction.rest
         kind = instruction.opcode.removesuffix("-start")
         if kind == "send" and "_xla_megascale" in rest:

@@ -72,18 +72,11 @@ class Program:
         for name in self._callers:
             self._count(name)
 
-    def __iter__(self) -> Iterator[tuple[Instruction, int]]:
-        """Yields each instruction with how often it is run; in unknown loops as if once."""
-        for name, instructions in self._computations.items():
-            for instruction in instructions.values():
-                yield instruction, self._times.get(name, 0)
-
-    def operand_shapes(self) -> Iterator[tuple[Instruction, int, list[tuple[int, ...]]]]:
-        """Yields as iteration does, with the shapes of each instruction's operands."""
-        for name, instructions in self._computations.items():
-            for each in instructions.values():
-                given = [instructions[o].type for o in each.operands if o in instructions]
-                yield each, self._times.get(name, 0), [shapes(t)[0] for t in given if shapes(t)]
+    def __iter__(self) -> Iterator[tuple[Instruction, int, list[str]]]:
+        """Yields each instruction, how often it is run (in unknown loops once), operands' types."""
+        for name in self._computations:
+            for instruction, given in self._with_operands(name):
+                yield instruction, self._times.get(name, 0), given
 
     def repeated_traffic(self) -> int:
         """Bytes that are read and written by loops when they run again.
@@ -92,15 +85,17 @@ class Program:
         its result; XLA leaves out what it holds closer to the processor.
         """
         total = 0
-        for name, instructions in self._computations.items():
-            again = self._times.get(name, 0) - 1
-            if again < 1 or name in self._inside:
-                continue
-            for each in instructions.values():
+        for name in self._computations.keys() - self._inside:
+            again = max(self._times.get(name, 0) - 1, 0)
+            for each, given in self._with_operands(name):
                 if each.opcode not in _FREE and not each.opcode.endswith("-done"):
-                    given = [instructions[o].type for o in each.operands if o in instructions]
                     total += again * sum(sum(sizes(t)) for t in (each.type, *given))
         return total
+
+    def _with_operands(self, computation):
+        instructions = self._computations[computation]
+        for each in instructions.values():
+            yield each, [instructions[o].type for o in each.operands if o in instructions]
 
     def _note_calls(self, caller, instruction):
         trips = self._trips(instruction) if instruction.opcode == "while" else 1

@@ -16,11 +16,12 @@ def flops(program: hlo.Program, whole: bool = True) -> int:
       whole: loops count as often as they run; else once.
     """
     total = 0
-    for each, times, operands in program.operand_shapes():
+    for each, times, given in program:
         if each.opcode not in ("convolution", "dot"):
             continue
         count = _dot if each.opcode == "dot" else _convolution
-        number = count(hlo.shapes(each.type)[0], *operands, each.rest)
+        out, left, right = (hlo.shapes(t)[0] for t in (each.type, *given))
+        number = count(out, left, right, each.rest)
         total += 2 * number * (times if whole else 1)
     return total
 

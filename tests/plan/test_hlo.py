@@ -127,3 +127,19 @@ def test_products_leave_out_padding_forward_and_back():
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((5, 7, 7, 8), (3, 3, 8, 16))]
     program = hlo.Program(jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().as_text())
     assert products.flops(program) == 3 * 2 * 5 * (2 + 3 + 3 + 2) ** 2 * 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("written", "rows"),
+    [
+        ("{{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("{}", [[0, 1, 2, 3]]),
+        ("[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+        ("mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+    ],
+)
+def test_groups_are_read_however_they_are_written(written, rows):
+    assert [list(row) for row in collectives.groups(written, 4)] == rows
