@@ -4,12 +4,14 @@ python -m launch.tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --spot --
     --bucket=gs://BUCKET/FOLDER --config=configs/imagenet_pod.py --workdir=runs/first
 
 Asks for the TPUs, which run the job on each of their hosts as soon as they are there, and watches.
-What was preempted is asked for again, and the run goes on; when it is finished the TPUs are given
-back. Ctrl-C stops watching only: the same line goes on watching.
+What was preempted is asked for again, and the run goes on; when it is finished, or fails again and
+again, the TPUs are given back. The bucket has what hosts say, in DIR/HOST.log. Ctrl-C stops
+watching only: the same line goes on watching.
 """
 
 import json
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +21,9 @@ from pathlib import Path
 from absl import flags
 
 from inception_jax import process
+from inception_jax.errors import UserError
 from launch import cloud, job
+from launch.until_finished import GAVE_UP
 
 FLAGS_HELP = """\
   --zone=ZONE               that has such TPUs
@@ -48,8 +52,8 @@ def main(argv: list[str]) -> None:
     if asked.flags.dry_run:
         print(job.file_shown(path, text))
         print(job.shown(create(asked, generation, shape, path)))
-        print(f"# every {SECONDS} s, until the first of these finds something:")
-        print(job.shown(_look_for_results(asked)))
+        print(f"# every {SECONDS} s, until the first of these lists results.json or {GAVE_UP}:")
+        print(job.shown(_look(asked)))
         print(job.shown(_gcloud(asked, "list", "--format=json")))
         print(f"# as soon as it is {' or '.join(GONE)}, and create it again; and at the end:")
         print(job.shown(_delete(asked)))
@@ -70,11 +74,22 @@ def watch(
       asked: the job.
       creation: from create.
       wait: between two looks.
+
+    Raises:
+      UserError: the run failed again and again, or gcloud did at first.
     """
     name = asked.flags.name
-    told = ""
-    while not _finished(asked):
-        state = _state(asked)
+    _quietly(["gcloud", "storage", "rm", _folder(asked) + GAVE_UP])  # of an earlier attempt
+    told = None
+    while not (ended := {"results.json", GAVE_UP} & _files(asked)):
+        try:
+            state = _state(asked)
+        except UserError as error:
+            if told is None:
+                raise
+            job.say(f"{name}: {error}")  # and look again, as the network may be back then
+            wait()
+            continue
         if state != told:
             job.say(f"{name}: {state or 'asked for'}")
             told = state
@@ -85,7 +100,10 @@ def watch(
         wait()
     if _state(asked):
         job.run(_delete(asked), capture_output=True)
-    job.say(f"{name}: finished, and its TPUs are given back; results are in {_results(asked)}")
+    where = f"its TPUs are given back; see {_folder(asked)}"
+    if GAVE_UP in ended:
+        raise UserError(f"{name} failed again and again, and {where}{GAVE_UP} and *.log there")
+    job.say(f"{name}: finished, and {where}")
 
 
 def create(asked: job.Job, generation: str, shape: str, startup_script: Path) -> list[str]:
@@ -114,6 +132,8 @@ def startup(asked: job.Job) -> str:
         image=shlex.quote(asked.flags.image),
         seconds=SECONDS_TO_SAVE,
         command=job.shown(cloud.until_finished(asked)),
+        workdir=shlex.quote(cloud.mounted(asked)),
+        log=f'{shlex.quote(cloud.mounted(asked))}/"$(hostname)".log',
     )
 
 
@@ -136,13 +156,14 @@ fi
 mkdir -p {mounted}
 mountpoint --quiet {mounted} || gcsfuse --implicit-dirs -o allow_other "$bucket" {mounted}
 
+mkdir -p {workdir}
 if [ -n "$registry" ]; then
   gcloud auth configure-docker "$registry" --quiet
 fi
 docker rm --force inception_jax 2>/dev/null || true
 docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \\
   --volume {mounted}:{mounted} "$image" \\
-  {command}
+  {command} 2>&1 | tee --append {log}
 """
 
 
@@ -165,17 +186,23 @@ def _state(asked):
     return ""
 
 
-def _results(asked):
+def _folder(asked):
+    """The run's folder, as the bucket has it."""
     return f"{asked.flags.bucket.rstrip('/')}/{asked.workdir.rstrip('/')}/"
 
 
-def _look_for_results(asked):
-    pattern = f"{_results(asked)}results.jso*"  # a pattern may be of nothing, a name may not
-    return ["gcloud", "storage", "objects", "list", pattern, "--format=json"]
+def _look(asked):
+    return ["gcloud", "storage", "ls", _folder(asked)]
 
 
-def _finished(asked):
-    return bool(json.loads(job.run(_look_for_results(asked), capture_output=True).stdout or "[]"))
+def _files(asked):
+    """What is in the run's folder; nothing, as long as there is none."""
+    return {line.rpartition("/")[2] for line in _quietly(_look(asked)).splitlines()}
+
+
+def _quietly(command):
+    """What a command prints, which may fail."""
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout
 
 
 def _define(values):

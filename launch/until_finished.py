@@ -4,7 +4,8 @@ python -m launch.until_finished --workdir=DIR [--bucket=gs://BUCKET/FOLDER] -- C
 
 On every host of a run, COMMAND being its main job. A run is finished when COMMAND ends with exit
 code 0 and DIR/results.json is there. SIGTERM is passed on; the run then saves, and this ends with
-exit code 143, so that whoever stopped it knows that it is to be started again.
+exit code 143, so that whoever stopped it knows that it is to be started again. After ATTEMPTS ends
+in a row without a new checkpoint it gives up, with exit code 1 and the reason in DIR/gave_up.txt.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from launch.bucket import Mirror
 from launch.job import say
 from launch.processes import STOPPED, Processes
 
+GAVE_UP = "gave_up.txt"  # for who watches from elsewhere
 ATTEMPTS = 3  # in a row that bring no checkpoint; then the mistake is the user's
 FLAGS_HELP = """\
   --workdir=DIR             that COMMAND has as well
@@ -68,6 +70,7 @@ def until_finished(
       UserError: it ended ATTEMPTS times without getting any further.
     """
     in_vain = 0
+    (workdir / GAVE_UP).unlink(missing_ok=True)
     with Processes() as processes:
         while True:
             before = _progress(workdir)
@@ -79,10 +82,10 @@ def until_finished(
             in_vain = in_vain + 1 if _progress(workdir) == before else 0
             told = f"ended with exit code {max(codes, key=abs)}" if any(codes) else "stopped"
             if in_vain == ATTEMPTS:
-                raise UserError(
-                    f"the run in {workdir} {told}, {ATTEMPTS} times in a row without a new"
-                    " checkpoint: see above for why"
-                )
+                why = f"{told}, {ATTEMPTS} times in a row without a new checkpoint"
+                workdir.mkdir(parents=True, exist_ok=True)
+                (workdir / GAVE_UP).write_text(f"{why}\n")
+                raise UserError(f"the run in {workdir} {why}: see above for why")
             say(f"the run in {workdir} {told}: it goes on")
 
 

@@ -159,11 +159,10 @@ def test_cloud_tpu(dry_run, shell):
         *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"),
         *(f"--metadata-from-file=startup-script={path}", "--spot"),
     ]
-    assert look[1:4] == ["storage", "objects", "list"]
-    assert look[4] == "gs://some-bucket/a folder/runs/first/results.jso*"
+    assert look[1:] == ["storage", "ls", "gs://some-bucket/a folder/runs/first/"]
     assert (state[4], delete[4:6]) == ("list", ["delete", "first"])
-    programs = ("gcsfuse", "mountpoint", "docker", "gcloud", "mkdir")
-    *_, docker = shell(script, *programs)
+    programs = ("gcsfuse", "mountpoint", "docker", "gcloud", "mkdir", "tee")
+    *_, docker = (each for each in shell(script, *programs) if each[:2] == ["docker", "run"])
     assert docker[:2] == ["docker", "run"]
     assert docker[docker.index("--volume") + 1] == "/mnt/bucket:/mnt/bucket"
     assert "us-docker.pkg.dev/p/r/i:1" in docker

@@ -82,7 +82,13 @@ def test_it_gives_up_where_trying_again_does_not_help(start, tmp_path):
     _, error = process.communicate(timeout=60)
     assert (process.returncode, runs(tmp_path)) == (1, 5)
     last = error.splitlines()[-1]
-    assert last.startswith(f"error: the run in {tmp_path} ended with exit code 7, 3 times in a row")
+    why = "ended with exit code 7, 3 times in a row without a new checkpoint"
+    assert last.startswith(f"error: the run in {tmp_path} {why}")
+    assert (tmp_path / "gave_up.txt").read_text() == f"{why}\n"
+    process = start(*["fail:1"] * 5, "finish")  # which begins anew
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not (tmp_path / "gave_up.txt").exists()
 
 
 def test_results_of_a_run_that_failed_are_not_the_end(start, tmp_path):
