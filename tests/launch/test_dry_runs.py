@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
@@ -14,6 +15,7 @@ from conftest import ROOT
 
 from launch import gke, local, slurm, tpu
 
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")  # the environment's, active or not
 CONFIG = "--config=configs/digits.py"
 AWKWARD = (
     CONFIG,
@@ -74,7 +76,7 @@ def dry_run(capsys, monkeypatch):
 
 def check_shell(text):
     """Runs shellcheck; arguments are to stay as typed, $ and all, which SC2016 doubts."""
-    command = ["shellcheck", "--shell=bash", "--exclude=SC2016", "-"]
+    command = [SHELLCHECK, "--shell=bash", "--exclude=SC2016", "-"]
     checked = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
