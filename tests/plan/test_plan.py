@@ -1,5 +1,6 @@
 """The command: predictions against what ran on CPU, pods that are not here, and its messages."""
 
+import functools
 import json
 import os
 import subprocess
@@ -19,17 +20,21 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def plan(*arguments, check=True):
-    """The finished process; of one that succeeds, what --format=json printed."""
-    finished = subprocess.run(
+def run(*arguments):
+    """The finished process."""
+    return subprocess.run(
         [sys.executable, "-m", "inception_jax.plan", *arguments, "--format=json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    if not check:
-        return finished
+
+
+@functools.cache
+def plan(*arguments):
+    """What it printed."""
+    finished = run(*arguments)
     assert finished.returncode == 0, finished.stderr
     for line in finished.stderr.splitlines():  # nothing of libraries
         assert line.startswith(("compiling for ", "  ")), finished.stderr
@@ -134,7 +139,7 @@ def test_vgg_fully_sharded_on_a_small_pod():
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(arguments, told):
-    finished = plan(*SMALL, *arguments, check=False)
+    finished = run(*SMALL, *arguments)
     assert finished.returncode == 1
     *_, last = finished.stderr.splitlines()
     assert last.startswith("error: ")
