@@ -8,6 +8,7 @@ compiler: make libtpu. Several slices: --config.mesh.slices=N, each of them such
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_enable_x64", True)
     path, _, argument = config_lib.source_of(argv).partition(":")
     name = "-".join(filter(None, [Path(path).stem, argument]))
-    report = planner.plan(name, config, values.topology, values.find_batch)
+    devices = topology.devices(values.topology, max(config.mesh.slices, 1))
+    # Nothing has to be saved: Python would wait for the compiler, libtpu print where it was.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    report = planner.plan(name, config, values.topology, devices, values.find_batch)
     if values.format == "table":
         print(render.text(report), end="")
     else:

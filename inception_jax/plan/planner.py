@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -18,19 +19,19 @@ from inception_jax.plan.weigh import GIB, Memory
 GRANULE = 8  # images of a chip: TPUs hold arrays in tiles of 8
 
 
-def plan(name: str, config: ConfigDict, where: str, find_batch: bool) -> Report:
+def plan(name: str, config: ConfigDict, where: str, devices: list[Any], find_batch: bool) -> Report:
     """Compiles a config's training step for a topology.
 
     Args:
       name: what the config is called.
       config: the whole config.
-      where: the topology, for which topology.prepare has been called.
+      where: the topology.
+      devices: from topology.devices.
       find_batch: whether to plan for the largest batch that fits instead of the config's.
 
     Raises:
       UserError: the config cannot be laid out so, or does not fit.
     """
-    devices = topology.devices(where, max(config.mesh.slices, 1))
     mesh = sharding.make_mesh(config.mesh, devices)
     available = weigh.available(devices[0])
     num_classes = datasets.count_classes(config.data)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -145,6 +146,24 @@ def test_what_cannot_be_is_told_in_a_line(arguments, told):
     assert last.startswith("error: ")
     assert told in last
     assert "Traceback" not in finished.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once_and_silently(number):
+    """And not when the compiler is through, which takes minutes."""
+    arguments = (*SMALL, "--config.batch_size=64", "--topology=v5e:2x2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inception_jax.plan", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr.readline().startswith("compiling for 64 images")
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == -number
 
 
 @pytest.mark.parametrize(
