@@ -14,39 +14,62 @@ SECONDS = 300  # between copies
 def check(bucket: str) -> None:
     """Raises UserError unless this is gs://BUCKET or gs://BUCKET/FOLDER."""
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/.+)?", bucket):
-        raise UserError(f"--bucket={bucket} is no bucket: write gs://BUCKET or gs://BUCKET/FOLDER")
+        raise UserError(
+            f"--bucket={bucket} is no bucket: write gs://BUCKET or gs://BUCKET/FOLDER, with the"
+            " bucket's own name, of a-z, 0-9, -, _ and ."
+        )
+
+
+def folder(bucket: str, workdir: str | Path) -> str:
+    """Where a run's folder is copied to, by its name, so that runs may share a bucket."""
+    return f"{bucket.rstrip('/')}/{Path(workdir).absolute().name}"
 
 
 def copy(source: str | Path, target: str | Path) -> list[str]:
-    """The command that makes a folder equal to another; either may be in a bucket."""
-    mirrored = ("--recursive", "--delete-unmatched-destination-objects")
-    return ["gcloud", "storage", "rsync", *mirrored, str(source), str(target)]
+    """The command that copies what is new in a folder; either may be in a bucket."""
+    return ["gcloud", "storage", "rsync", "--recursive", str(source), str(target)]
+
+
+def mirror(workdir: str | Path, copied: str) -> list[str]:
+    """The command that makes the copy of a run's folder equal to it."""
+    return [*copy(workdir, copied), "--delete-unmatched-destination-objects"]
 
 
 class Mirror:
-    """Fetches a folder that is not here yet, then copies it at intervals and at the end.
+    """Fetches a run that has got further elsewhere, then copies it at intervals and at the end.
 
     A copy that fails is told and made up for by the next one: training does not wait for it.
     """
 
-    def __init__(self, workdir: Path, bucket: str):
-        """Fetches the folder, if it is empty and a copy is there.
+    def __init__(self, workdir: Path, copied: str):
+        """Fetches the folder, if its copy is ahead.
+
+        Args:
+          workdir: of the run.
+          copied: from folder.
 
         Raises:
-          UserError: no bucket, or gcloud is not installed, or does not get at it.
+          UserError: no bucket, or gcloud is not installed or does not get at it, or another run is
+            there.
         """
-        check(bucket)
+        check(copied)
         job.need("gcloud")
-        self._command = copy(workdir, bucket)
+        self._command = mirror(workdir, copied)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._copy_at_intervals, daemon=True)
         workdir.mkdir(parents=True, exist_ok=True)
-        listed = subprocess.run(
-            ["gcloud", "storage", "ls", bucket], check=False, capture_output=True, text=True
-        )
-        if listed.returncode == 0 and listed.stdout.strip() and not any(workdir.iterdir()):
-            job.run(copy(bucket, workdir), capture_output=True)
-            job.say(f"fetched {workdir} from {bucket}")
+        config, stored = workdir / "config.json", _told("cat", f"{copied}/config.json")
+        begun = config.exists()
+        if begun and stored and config.read_text() != stored:
+            raise UserError(
+                f"{copied} is a copy of another run than {workdir}: take another --bucket, or"
+                " another --workdir"
+            )
+        here = _newest(map(str, (workdir / "checkpoints").glob("*")))
+        there = _newest(_told("ls", f"{copied}/checkpoints/").splitlines())
+        if stored and (not begun or there > here):
+            job.run(copy(copied, workdir), capture_output=True)
+            job.say(f"fetched {workdir} from {copied}")
 
     def __enter__(self):
         self._thread.start()
@@ -64,3 +87,15 @@ class Mirror:
                 job.say(f"not copied: {error}")
             if ended:
                 return
+
+
+def _told(verb, path):
+    """What gcloud says of something in a bucket; nothing, if it is not there."""
+    command = ["gcloud", "storage", verb, path]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+
+
+def _newest(checkpoints):
+    """The step of the newest of some paths, -1 if there is none."""
+    names = (path.rstrip("/").rpartition("/")[2] for path in checkpoints)
+    return max((int(name) for name in names if name.isdecimal()), default=-1)

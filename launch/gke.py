@@ -1,6 +1,6 @@
 """Submits the main job to TPUs of a GKE cluster, as a JobSet or through xpk.
 
-python -m launch.gke --name=first --topology=v5e:4x4 --image=IMAGE --bucket=gs://BUCKET/FOLDER \\
+python -m launch.gke --name=first --topology=v5e:4x4 --image=IMAGE --bucket=gs://my-bucket \\
     --config=configs/imagenet_pod.py --workdir=runs/first
 
 A preempted job starts again and goes on. The bucket is mounted with the cluster's Cloud Storage

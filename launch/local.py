@@ -19,7 +19,8 @@ from launch.until_finished import until_finished
 FLAGS_HELP = """\
   --num_processes=N         which share the work, as hosts of a pod would; 1 if not given
   --bucket=gs://BUCKET/FOLDER
-                            keeps a copy of DIR there, and fetches it if DIR is empty
+                            keeps a copy of DIR there, by its last part, and fetches it where it
+                            is ahead
 """
 
 
@@ -30,9 +31,10 @@ def main(argv: list[str]) -> int | None:
     count = asked.flags.num_processes
     if count < 1:
         raise UserError(f"--num_processes={count}: it must be 1 or more")
-    to = asked.flags.bucket
-    if to:
-        bucket.check(to)
+    to = ""
+    if asked.flags.bucket:
+        bucket.check(asked.flags.bucket)
+        to = bucket.folder(asked.flags.bucket, asked.workdir)
 
     def commands():
         command = asked.command(asked.workdir, sys.executable)
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> int | None:
         lines = [job.shown(command) for command in commands()]
         print(" &\n".join(lines) + ("\n" if count == 1 else " &\nwait\n"), end="")
         if to:
-            print(job.shown(bucket.copy(asked.workdir, to)))
+            print(job.shown(bucket.mirror(asked.workdir, to)))
         return None
     workdir = Path(asked.workdir)
     with bucket.Mirror(workdir, to) if to else contextlib.nullcontext():

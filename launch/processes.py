@@ -10,7 +10,8 @@ STOPPED = 128 + signal.SIGTERM  # the exit code of who was asked to stop
 class Processes:
     """Commands that are stopped by a signal to this process.
 
-    SIGTERM is passed on. SIGINT is not, as Ctrl-C reaches all processes of a terminal by itself.
+    SIGTERM is passed on, once, as a second one means to stop without saving, and clusters may send
+    several. SIGINT is not, as Ctrl-C reaches all processes of a terminal by itself.
 
     Attributes:
       stopped: whether there has been a signal.
@@ -40,8 +41,8 @@ class Processes:
         return [each.wait() for each in self._running]
 
     def _stop(self, number, _):
-        self.stopped = True
-        if number == signal.SIGTERM:
+        first, self.stopped = not self.stopped, True
+        if first and number == signal.SIGTERM:
             self._end()
 
     def _end(self):

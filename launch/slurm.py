@@ -3,8 +3,8 @@
 python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=24:00:00 \\
     --config=configs/imagenet.py --workdir=/shared/runs/imagenet
 
-Two minutes before its time is over, or when it is preempted, the job saves, and Slurm queues it
-again until it is finished. All nodes need this folder, its Python environment and DIR, as on a
+Two minutes before its time is over the job saves and queues itself, until it is finished; where it
+is preempted, Slurm does. All nodes need this folder, its Python environment and DIR, as on a
 shared disk.
 """
 
@@ -17,6 +17,7 @@ from absl import flags
 from inception_jax import process
 from inception_jax.errors import UserError
 from launch import bucket, job
+from launch.processes import STOPPED
 
 FLAGS_HELP = """\
   --name=NAME               of the job; DIR's last part if not given
@@ -26,9 +27,11 @@ FLAGS_HELP = """\
   --time=D-HH:MM:SS         that a stretch may take; the partition's limit if not given
   --container=IMAGE         run in it, where the cluster has Pyxis (srun --container-image)
   --bucket=gs://BUCKET/FOLDER
-                            keeps a copy of DIR there, and fetches it if DIR is empty
+                            keeps a copy of DIR there, by its last part, and fetches it where it
+                            is ahead
 """
 SECONDS_TO_SAVE = 120
+SECONDS_TO_BE_TAKEN = 600
 
 
 @process.command(__doc__, job.HELP + FLAGS_HELP)
@@ -67,7 +70,7 @@ def script(asked: job.Job, workdir: Path) -> str:
         "time": own.time,
         "output": workdir / "slurm-%j.log",
         "open-mode": "append",
-        "signal": f"B:TERM@{SECONDS_TO_SAVE}",
+        "signal": f"B:USR1@{SECONDS_TO_SAVE}",
     }
     lines = [f"#SBATCH --{name}={_option(name, v)}" for name, v in options.items() if v]
     container = [f"--container-image={own.container}"] if own.container else []
@@ -79,11 +82,18 @@ def script(asked: job.Job, workdir: Path) -> str:
     if not own.bucket:
         run = job.shown(["srun", *container, *again, "--", *main_job])
     else:  # one copy is enough
-        copying = job.shown([*again, f"--bucket={own.bucket}", "--", *main_job])
+        to = bucket.folder(own.bucket, workdir)
+        copying = job.shown([*again, f"--bucket={to}", "--", *main_job])
         alone = job.shown([*again, "--", *main_job])
         each = f'if [ "$SLURM_PROCID" = 0 ]; then exec {copying}; else exec {alone}; fi'
         run = job.shown(["srun", *container, "bash", "-c", each])
-    return _SCRIPT.format(options="\n".join(lines), root=shlex.quote(str(job.ROOT)), run=run)
+    return _SCRIPT.format(
+        options="\n".join(lines),
+        root=shlex.quote(str(job.ROOT)),
+        run=run,
+        stopped=STOPPED,
+        patience=SECONDS_TO_BE_TAKEN,
+    )
 
 
 _SCRIPT = """\
@@ -93,18 +103,25 @@ _SCRIPT = """\
 set -euo pipefail
 cd {root}
 
-# Slurm sends SIGTERM when the time is nearly over or something else is more urgent.
-stop() {{
-  kill -TERM "$step"
-  wait "$step" || true
-  scontrol requeue "$SLURM_JOB_ID"
-  exit
-}}
-trap stop TERM
+# When the time is nearly over. By scancel, as srun kills what it runs when it gets SIGTERM itself.
+over=
+trap 'over=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 
 {run} &
 step=$!
-wait "$step"
+code=0
+wait "$step" || code=$?
+if [ -n "$over" ]; then  # which ended the wait
+  code=0
+  wait "$step" || code=$?
+fi
+if [ "$code" = {stopped} ]; then
+  if [ -n "$over" ]; then
+    exec scontrol requeue "$SLURM_JOB_ID"
+  fi
+  sleep {patience}  # preempted or cancelled: Slurm takes the nodes, and queues what it preempted
+fi
+exit "$code"
 """
 
 

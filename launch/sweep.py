@@ -4,7 +4,7 @@ python -m launch.sweep --config=configs/digits_branches.py --workdir=runs/branch
 python -m launch.sweep --config=configs/digits.py --workdir=runs/lrn \\
     --set=model.lrn=true,false --seeds=3
 python -m launch.sweep --config=configs/imagenet_pod.py --workdir=runs/pod --seeds=3 \\
-    --print_jobs="tpu --topology=v5e:16x16 --zone=us-west4-a --image=IMAGE --bucket=gs://BUCKET"
+    --print_jobs="tpu --topology=v5e:16x16 --zone=us-west4-a --image=IMAGE --bucket=gs://my-bucket"
 
 Trials are those that sweep() of the config yields, if it has one, times the values of each --set,
 times the seeds. The same line goes on where a sweep was stopped, in whatever way.

@@ -1,7 +1,7 @@
 """Runs the main job on Cloud TPU, by queued resources, until it is finished.
 
 python -m launch.tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --spot --image=IMAGE \\
-    --bucket=gs://BUCKET/FOLDER --config=configs/imagenet_pod.py --workdir=runs/first
+    --bucket=gs://my-bucket --config=configs/imagenet_pod.py --workdir=runs/first
 
 Asks for the TPUs, which run the job on each of their hosts as soon as they are there, and watches.
 What was preempted is asked for again, and the run goes on; when it is finished, or fails again and

@@ -26,7 +26,7 @@ ATTEMPTS = 3  # in a row that bring no checkpoint; then the mistake is the user'
 FLAGS_HELP = """\
   --workdir=DIR             that COMMAND has as well
   --bucket=gs://BUCKET/FOLDER
-                            keeps a copy of DIR there, and fetches it if DIR is empty
+                            keeps a copy of DIR there, and fetches it where it is ahead
   --seen_within=SECONDS     that a file may take to be seen by other hosts; 60 if not given
 """
 

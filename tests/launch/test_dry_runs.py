@@ -127,7 +127,7 @@ def test_slurm(dry_run, shell, tmp_path, bucket):
     assert (workdir / "slurm.sh").read_text() == script
     for line in ("--nodes=2", "--gpus-per-node=4", "--ntasks-per-node=1", "--requeue"):
         assert f"#SBATCH {line}\n" in script
-    assert "#SBATCH --signal=B:TERM@120\n" in script
+    assert "#SBATCH --signal=B:USR1@120\n" in script
     *_, command = shell(script, "srun")
     assert command[0] == "srun"
     if bucket:
@@ -137,11 +137,65 @@ def test_slurm(dry_run, shell, tmp_path, bucket):
         text = command[3].replace(python, "python")
         for rank, copying in (("0", True), ("1", False)):
             *_, started = shell(f"export SLURM_PROCID={rank}\n{text}", "python")
-            assert (bucket[0] in started) == copying
-            started = [part for part in started if part not in bucket]
+            copied = f"{bucket[0]}/first"
+            assert (copied in started) == copying
+            started = [part for part in started if part != copied]
             assert main_job(started, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
     else:
         assert main_job(command, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
+
+
+# Of Slurm, as its manual has it: srun kills what it runs if it gets SIGTERM itself, and scancel
+# sends a signal to that and not to the batch script. What is run saves when it gets SIGTERM.
+SLURM = {
+    "srun": """
+        bash -c 'trap "touch saved; exit 143" TERM; kill -USR1 $1; while :; do sleep 0.1; done' \\
+            run "$TO_SIGNAL" &
+        echo $! >step
+        trap 'kill -KILL "$(cat step)"' TERM
+        wait "$(cat step)"; exit $?""",
+    "scancel": '[ "$*" = "--signal=TERM 1" ] && kill -TERM "$(cat step)"',
+    "scontrol": 'echo "scontrol $*" >>seen',
+    "sleep": 'if [ "$1" = 600 ]; then echo "sleep $1" >>seen; else exec /bin/sleep "$1"; fi',
+}
+
+
+@pytest.fixture
+def batch(dry_run, tmp_path):
+    """Returns batch(srun) -> (exit code, what was called) of the script, by stand-ins."""
+
+    def run(srun=SLURM["srun"]):
+        printed = dry_run(slurm, CONFIG, f"--workdir={tmp_path}/first")
+        (script,) = files(printed).values()
+        script = script.replace(f"cd {ROOT}\n", "export TO_SIGNAL=$$\n")
+        (tmp_path / "bin").mkdir()
+        for name, text in (SLURM | {"srun": srun}).items():
+            (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        finished = subprocess.run(
+            ["bash", "-c", script],
+            env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "1"},
+            cwd=tmp_path,
+            check=False,
+            timeout=60,
+        )
+        seen = tmp_path / "seen"
+        return finished.returncode, seen.read_text() if seen.exists() else ""
+
+    return run
+
+
+def test_a_slurm_job_whose_time_is_nearly_over_saves_and_is_queued_again(batch, tmp_path):
+    assert batch() == (0, "scontrol requeue 1\n")
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "called"), [(0, ""), (1, ""), (143, "sleep 600\n")], ids=["end", "failure", "taken"]
+)
+def test_a_slurm_job_that_ends_by_itself_is_not_queued_again(batch, code, called):
+    """Nor is one that was cancelled; what was preempted is queued by Slurm."""
+    assert batch(f"exit {code}") == (code, called)
 
 
 def test_slurm_in_a_container(dry_run, shell, tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -26,6 +27,10 @@ for act in acts[number].split("+"):
             (folder / "results.json").write_text("{}")
         case ["wait"]:
             def stop(*_):
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a second one stops at once
+                print("saving", flush=True)
+                while not (folder / "may_end").exists():
+                    time.sleep(0.05)
                 (folder / "saved").touch()
                 sys.exit(0)
             signal.signal(signal.SIGTERM, stop)
@@ -97,55 +102,109 @@ def test_results_of_a_run_that_failed_are_not_the_end(start, tmp_path):
     assert (process.returncode, runs(tmp_path)) == (0, 2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_signal_is_passed_on_and_told_by_the_exit_code(start, tmp_path, number):
+def test_a_signal_is_passed_on_once_and_told_by_the_exit_code(start, tmp_path):
+    """However often it comes, as where a cluster and its batch script both send it."""
     process = start("wait", "finish")
     assert process.stdout.readline() == "waiting\n"
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # for it to be passed on, which would be the mistake
+    (tmp_path / "may_end").touch()
     process.communicate(timeout=60)
     assert process.returncode == 143
     assert (tmp_path / "saved").exists()
     assert runs(tmp_path) == 1
 
 
-def test_the_folder_is_fetched_and_copied(start, tmp_path, monkeypatch):
-    """By a gcloud that copies folders: first from the bucket, at the end what came out."""
-    programs, bucket = tmp_path / "bin", tmp_path / "bucket"
-    for folder in (programs, bucket / "checkpoints" / "1"):
-        folder.mkdir(parents=True)
-    (bucket / "config.json").write_text("{}")
-    gcloud = programs / "gcloud"
-    gcloud.write_text(
-        f"""#!{sys.executable}
-import shutil, sys
-paths = [a.replace("gs://some-bucket/runs", {str(bucket)!r}) for a in sys.argv]
-if paths[2] == "ls":
-    print(paths[3])
-else:
-    shutil.copytree(*paths[-2:], dirs_exist_ok=True)
+# A gcloud whose buckets are folders.
+GCLOUD = """
+import os, pathlib, shutil, sys
+verb, *paths = [p.replace("gs:/", os.environ["BUCKETS"]) for p in sys.argv[2:] if p[:2] != "--"]
+match verb:
+    case "cat":
+        print(pathlib.Path(paths[0]).read_text(), end="")
+    case "ls":
+        print("\\n".join(f"{path}/" for path in pathlib.Path(paths[0]).iterdir()))
+    case "rsync":
+        if "--delete-unmatched-destination-objects" in sys.argv:
+            shutil.rmtree(paths[1], ignore_errors=True)
+        shutil.copytree(*paths, dirs_exist_ok=True)
 """
-    )
-    gcloud.chmod(0o755)
+
+
+@pytest.fixture
+def mirrored(tmp_path, monkeypatch):
+    """Returns mirrored(here, there) -> the finished process, of a run that writes its results.
+
+    The arguments say which checkpoints and which config its folder and the copy begin with.
+    """
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "gcloud").write_text(f"#!{sys.executable}\n{GCLOUD}")
+    (programs / "gcloud").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    workdir = tmp_path / "workdir"
-    code = (
-        "import pathlib, sys; p = pathlib.Path(sys.argv[1]); assert (p / 'config.json').exists();"
-    )
-    code += "(p / 'results.json').write_text('{}')"
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "launch.until_finished", f"--workdir={workdir}"),
-            *("--bucket=gs://some-bucket/runs", "--", sys.executable, "-c", code, workdir),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    monkeypatch.setenv("BUCKETS", str(tmp_path))
+    code = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'results.json').write_text('{}')"
+
+    def run(here, there):
+        workdir, copied = tmp_path / "first", tmp_path / "some-bucket" / "first"
+        workdir.mkdir()
+        (workdir / "slurm.log").write_text("a launcher's, and open")
+        for folder, (config, steps) in ((workdir, here), (copied, there)):
+            for step in steps:
+                (folder / "checkpoints" / step).mkdir(parents=True)
+            if config:
+                (folder / "config.json").write_text(config)
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "launch.until_finished", f"--workdir={workdir}"),
+                *("--bucket=gs://some-bucket/first", "--", sys.executable, "-c", code, workdir),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def steps(folder):
+    return {path.name for path in (folder / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "fetched"),
+    [
+        (("", ()), ("{}", ("1", "9")), {"1", "9"}),
+        (("{}", ("9",)), ("{}", ("9", "10")), {"9", "10"}),
+        (("{}", ("9", "10")), ("{}", ("8", "9")), None),
+        (("{}", ("1",)), ("", ()), None),
+    ],
+    ids=["not here", "older here", "newer here", "not there"],
+)
+def test_a_copy_that_is_ahead_is_fetched_and_what_came_out_is_copied(
+    mirrored, tmp_path, here, there, fetched
+):
+    finished = mirrored(here, there)
+    workdir, copied = tmp_path / "first", tmp_path / "some-bucket" / "first"
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == f"fetched {workdir} from gs://some-bucket/runs\n"
-    assert (bucket / "results.json").read_text() == "{}"
-    assert (workdir / "checkpoints" / "1").is_dir()
+    told = f"fetched {workdir} from gs://some-bucket/first\n" if fetched else ""
+    assert finished.stderr == told
+    assert steps(workdir) == (fetched or set(here[1]))
+    assert (workdir / "slurm.log").exists()
+    assert steps(copied) == steps(workdir)
+    assert (copied / "results.json").read_text() == "{}"
+
+
+def test_a_copy_of_another_run_is_left_alone(mirrored, tmp_path):
+    finished = mirrored(("{}", ("9",)), ('{"seed": 1}', ("3",)))
+    assert finished.returncode == 1
+    told = f"error: gs://some-bucket/first is a copy of another run than {tmp_path}/first: take"
+    assert finished.stderr.startswith(told)
+    assert finished.stderr.count("\n") == 1
+    assert steps(tmp_path / "some-bucket" / "first") == {"3"}
 
 
 @pytest.mark.parametrize(
