@@ -67,8 +67,11 @@ class Mirror:
             )
         here = _newest(map(str, (workdir / "checkpoints").glob("*")))
         there = _newest(_told("ls", f"{copied}/checkpoints/").splitlines())
-        if stored and (not begun or there > here):
+        half_fetched = workdir / ".fetching"
+        if stored and (not begun or there > here or half_fetched.exists()):
+            half_fetched.touch()
             job.run(copy(copied, workdir), capture_output=True)
+            half_fetched.unlink()
             job.say(f"fetched {workdir} from {copied}")
 
     def __enter__(self):
@@ -90,9 +93,17 @@ class Mirror:
 
 
 def _told(verb, path):
-    """What gcloud says of something in a bucket; nothing, if it is not there."""
+    """What gcloud says of something in a bucket; nothing, if it is not there.
+
+    Raises:
+      UserError: whether it is there cannot be told.
+    """
     command = ["gcloud", "storage", verb, path]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    if process.returncode and "matched no objects" not in process.stderr:
+        last = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"cannot see what is at {path}: {last}")
+    return process.stdout
 
 
 def _newest(checkpoints):

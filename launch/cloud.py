@@ -51,7 +51,7 @@ def check(asked: job.Job) -> tuple[str, str]:
     generation, shape = topology.parse(own.topology)
     if generation == "cpu":
         raise UserError(f"--topology={own.topology} is no TPU; launch.local runs on this machine")
-    if asked.workdir.startswith(("/", "gs:", "..")):
+    if asked.workdir.startswith(("/", "gs:")) or ".." in asked.workdir.split("/"):
         raise UserError(
             f"--workdir={asked.workdir}: it must be a folder in {own.bucket}, as in runs/first"
         )

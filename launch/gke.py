@@ -16,6 +16,7 @@ import yaml
 from absl import flags
 
 from inception_jax import process
+from inception_jax.errors import UserError
 from launch import cloud, job
 
 FLAGS_HELP = """\
@@ -32,17 +33,19 @@ ACCELERATORS = {
 }
 CHIPS_A_HOST = 4
 SECONDS_TO_SAVE = 300
+# What is flushed is in the bucket; else a file is there once it is closed.
+WHOLE_FILES = "write:enable-streaming-writes:false"
 GAVE_UP = 1  # launch.until_finished's exit code for what trying again does not mend
 
 
 @process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    xpk = any(argument.lstrip("-") in ("xpk", "xpk=true") for argument in argv[1:])
-    needed = (*cloud.NEEDED, "cluster") if xpk else cloud.NEEDED
-    asked = job.read(argv, _define, needed).for_latecomers()
+    asked = job.read(argv, _define, cloud.NEEDED).for_latecomers()
     generation, shape = cloud.check(asked)
-    if xpk:
+    if asked.flags.xpk:
+        if not asked.flags.cluster:
+            raise UserError("no --cluster given; see --help")
         command = xpk_command(asked, generation, shape)
         if asked.flags.dry_run:
             print(job.shown(command))
@@ -78,7 +81,7 @@ def manifest(asked: job.Job, generation: str, shape: str) -> dict[str, Any]:
         "driver": "gcsfuse.csi.storage.gke.io",
         "volumeAttributes": {
             "bucketName": cloud.bucket_name(asked),
-            "mountOptions": "implicit-dirs",
+            "mountOptions": f"implicit-dirs,{WHOLE_FILES}",
         },
     }
     pod = {

@@ -1,5 +1,6 @@
 """What all launchers have in common: the job's arguments, checked and passed on as they are."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ class Job(NamedTuple):
       flags: the values of the launcher's own.
       config: overrides applied.
       source: of the config, FILE[:ARGUMENT].
-      workdir: as given.
+      workdir: as given, with ~ replaced.
       arguments: --config and overrides as given, for inception_jax.main.
     """
 
@@ -88,13 +89,15 @@ def read(
         if not values[name].value:
             raise UserError(f"no --{name} given; see --help")
     source = config_lib.source_of(list(argv))
-    return Job(values, config, source, values.workdir, _others(argv[1:], own, values))
+    workdir = os.path.expanduser(values.workdir)
+    return Job(values, config, source, workdir, _others(argv[1:], own, values))
 
 
 def within(source: str) -> None:
     """Raises UserError unless a config file is part of the code, which is what is sent away."""
     path = Path(source.partition(":")[0])
-    if not path.resolve().is_relative_to(ROOT) or path.is_absolute():
+    here, there = path.resolve(), (ROOT / path).resolve()
+    if path.is_absolute() or here != there or not here.is_relative_to(ROOT):
         raise UserError(
             f"--config={source} stays here: only what is in {ROOT} is sent; put the file into"
             " configs/, and name it as in --config=configs/digits.py"

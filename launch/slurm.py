@@ -5,7 +5,7 @@ python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=24:00:00 \\
 
 Two minutes before its time is over the job saves and queues itself, until it is finished; where it
 is preempted, Slurm does. All nodes need this folder, its Python environment and DIR, as on a
-shared disk.
+shared disk. Accounts and the like are given by variables of sbatch, as SBATCH_ACCOUNT.
 """
 
 import shlex
@@ -23,6 +23,7 @@ FLAGS_HELP = """\
   --name=NAME               of the job; DIR's last part if not given
   --nodes=N                 1 if not given
   --gpus_per_node=N         8 if not given
+  --cpus_per_gpu=N          to read and decode images; 8 if not given
   --partition=NAME          the cluster's default if not given
   --time=D-HH:MM:SS         that a stretch may take; the partition's limit if not given
   --container=IMAGE         run in it, where the cluster has Pyxis (srun --container-image)
@@ -38,7 +39,7 @@ SECONDS_TO_BE_TAKEN = 600
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     asked = job.read(argv, _define).for_latecomers()
-    for name in ("nodes", "gpus_per_node"):
+    for name in ("nodes", "gpus_per_node", "cpus_per_gpu"):
         if asked.flags[name].value < 1:
             raise UserError(f"--{name}={asked.flags[name].value}: it must be 1 or more")
     if asked.flags.bucket:
@@ -66,6 +67,7 @@ def script(asked: job.Job, workdir: Path) -> str:
         "nodes": own.nodes,
         "ntasks-per-node": 1,
         "gpus-per-node": own.gpus_per_node,
+        "cpus-per-gpu": own.cpus_per_gpu,
         "partition": own.partition,
         "time": own.time,
         "output": workdir / "slurm-%j.log",
@@ -136,6 +138,7 @@ def _define(values):
         flags.DEFINE_string(name, "", "", flag_values=values)
     flags.DEFINE_integer("nodes", 1, "", flag_values=values)
     flags.DEFINE_integer("gpus_per_node", 8, "", flag_values=values)
+    flags.DEFINE_integer("cpus_per_gpu", 8, "", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -94,12 +94,13 @@ def lines(asked: job.Job, each: list[Trial], waiting: list[Trial]) -> list[str]:
     launcher = launcher.removeprefix("launch.")
     if launcher not in LAUNCHERS:
         raise UserError(f"--print_jobs={launcher}: it must begin with {', '.join(LAUNCHERS)}")
-    named = re.sub(r"[^a-z0-9]+", "-", Path(asked.workdir).name.lower()).strip("-")[:32]
+    named = re.sub(r"[^a-z0-9]+", "-", Path(asked.workdir).name.lower()).strip("-")[:26]
+    named = named if named[:1].isalpha() else f"sweep-{named}".strip("-")
     found = []
     for number, trial in enumerate(each, 1):
         if trial not in waiting:
             continue
-        name = [] if launcher == "local" else [f"--name={named or 'sweep'}-{number}"]
+        name = [] if launcher == "local" else [f"--name={named}-{number}"]
         command = ["python", "-m", f"launch.{launcher}", *options, *name, *asked.arguments]
         at = f"--workdir={Path(asked.workdir) / trial.name}"
         found.append(job.shown([*command, *trial.overrides, at]))
@@ -115,7 +116,7 @@ def table(each: list[Trial], results: list[dict | None]) -> str:
     fields = list(dict.fromkeys(f for trial in each for f in trial.fields if f != "seed"))
     asked: dict[tuple[str, ...], int] = {}
     for trial, result in zip(each, results, strict=True):
-        key = tuple(trial.fields.get(field, "") for field in fields)
+        key = tuple(trial.value(field) for field in fields)
         asked[key] = asked.get(key, 0) + 1
         rows.setdefault(key, []).extend([result] if result else [])
     lines = [[*fields, "runs", *COLUMNS.values()]]
@@ -147,6 +148,7 @@ def _results(asked, trial, folder):
     try:
         results = json.loads(path.read_text())
         stored = config_lib.BEFORE | dict(config_lib.flatten(results["config"]))
+        results = {name: float(results[name]) for name in COLUMNS}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
@@ -158,6 +160,8 @@ def _results(asked, trial, folder):
         typed = config_lib.given(["", *asked.arguments, *trial.overrides])
         given = {k: v for k, v in given.items() if k in typed or k not in init_from.ADOPTED}
     for name, value in given.items():
+        if name.startswith("cluster."):  # how hosts meet, which launchers adapt
+            continue
         if value != stored.get(name):
             raise UserError(
                 f"{folder / trial.name} was run with config.{name}={stored.get(name)}, not"

@@ -82,21 +82,20 @@ def watch(
     _quietly(["gcloud", "storage", "rm", _folder(asked) + GAVE_UP])  # of an earlier attempt
     told = None
     while not (ended := {"results.json", GAVE_UP} & _files(asked)):
+        begun = told is not None
         try:
             state = _state(asked)
+            if state != told:
+                job.say(f"{name}: {state or 'asked for'}")
+                told = state
+            if state in GONE:
+                job.run(_delete(asked), capture_output=True)
+            elif not state:
+                job.run(creation, capture_output=True)
         except UserError as error:
-            if told is None:
+            if not begun:
                 raise
             job.say(f"{name}: {error}")  # and look again, as the network may be back then
-            wait()
-            continue
-        if state != told:
-            job.say(f"{name}: {state or 'asked for'}")
-            told = state
-        if state in GONE:
-            job.run(_delete(asked), capture_output=True)
-        elif not state:
-            job.run(creation, capture_output=True)
         wait()
     if _state(asked):
         job.run(_delete(asked), capture_output=True)
@@ -133,6 +132,7 @@ def startup(asked: job.Job) -> str:
         seconds=SECONDS_TO_SAVE,
         command=job.shown(cloud.until_finished(asked)),
         workdir=shlex.quote(cloud.mounted(asked)),
+        gave_up=GAVE_UP,
         log=f'{shlex.quote(cloud.mounted(asked))}/"$(hostname)".log',
     )
 
@@ -154,16 +154,23 @@ if ! command -v gcsfuse >/dev/null; then
   apt-get install --quiet --yes gcsfuse
 fi
 mkdir -p {mounted}
-mountpoint --quiet {mounted} || gcsfuse --implicit-dirs -o allow_other "$bucket" {mounted}
+# With whole files what is flushed is in the bucket; else a file is there once it is closed.
+mountpoint --quiet {mounted} ||
+  gcsfuse --implicit-dirs --enable-streaming-writes=false -o allow_other "$bucket" {mounted}
 
 mkdir -p {workdir}
 if [ -n "$registry" ]; then
   gcloud auth configure-docker "$registry" --quiet
 fi
 docker rm --force inception_jax 2>/dev/null || true
+code=0
 docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \\
   --volume {mounted}:{mounted} "$image" \\
-  {command} 2>&1 | tee --append {log}
+  {command} 2>&1 | tee --append {log} || code=$?
+if [ "$code" -ge 125 ] && [ "$code" -le 127 ]; then  # docker's own, as of a wrong image
+  echo "docker run ended with exit code $code" >{workdir}/{gave_up}
+fi
+exit "$code"
 """
 
 

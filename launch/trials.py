@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,6 +36,10 @@ class Trial(NamedTuple):
             digest = hashlib.sha256(exact.encode()).hexdigest()[:8]
             name = f"{name[: LONGEST - 9]}-{digest}"
         return name
+
+    def value(self, field: str) -> str:
+        """As typed, or as it would be, where the trial leaves it as it is."""
+        return self.fields.get(field) or _typed(operator.attrgetter(field)(self.config))
 
     @property
     def overrides(self) -> list[str]:

@@ -49,8 +49,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unknown flag {unknown[0]}; see --help")
     if not own.workdir:
         raise UserError("no --workdir given; see --help")
-    with Mirror(own.workdir, own.bucket) if own.bucket else contextlib.nullcontext():
-        return until_finished(lambda: [argv[at + 1 :]], own.workdir, own.seen_within)
+    workdir = own.workdir.expanduser()
+    with Mirror(workdir, own.bucket) if own.bucket else contextlib.nullcontext():
+        return until_finished(lambda: [argv[at + 1 :]], workdir, own.seen_within)
 
 
 def until_finished(

@@ -5,6 +5,7 @@ On a pod each host runs one process. A process that finds itself one of several 
 happens to a worker, or to another host, the supervisor is there to end it and to say why.
 """
 
+import os
 import warnings
 from typing import NamedTuple
 
@@ -86,4 +87,6 @@ def _detect(timeout):
             ) from None
     if None in (address, count, index):
         return None
+    if str(count) == os.environ.get("SLURM_STEP_NUM_NODES"):
+        devices = None  # one a node has all that is there; jax would take the first GPU only
     return Cluster(address, count, index, devices and list(devices))

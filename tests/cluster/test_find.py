@@ -15,7 +15,12 @@ NOTHING = (None, None, None)
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
     """The variables of what may run these tests."""
-    for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
+    for name in (
+        "SLURM_JOB_ID",
+        "SLURM_STEP_NUM_NODES",
+        "OMPI_MCA_orte_hnp_uri",
+        "KUBERNETES_SERVICE_HOST",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -62,6 +67,13 @@ def test_slurm(monkeypatch):
     """A process for each GPU, as jax has it; ports follow from the job's number."""
     set_all(monkeypatch, **SLURM)
     assert find(*NOTHING, timeout=1) == Cluster(f"gpu03:{2**16 - 2**12 + 1}", 8, 5, [1])
+
+
+def test_one_process_a_node_has_all_its_gpus(monkeypatch):
+    set_all(monkeypatch, **SLURM, SLURM_STEP_NUM_NODES="4")
+    assert find(*NOTHING, timeout=1).devices == [1]
+    set_all(monkeypatch, SLURM_NTASKS="4", SLURM_PROCID="2", SLURM_LOCALID="0")
+    assert find(*NOTHING, timeout=1)[1:] == (4, 2, None)
 
 
 def test_open_mpi(monkeypatch):

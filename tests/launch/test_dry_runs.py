@@ -125,7 +125,13 @@ def test_slurm(dry_run, shell, tmp_path, bucket):
     ((path, script),) = files(printed).items()
     assert shell(printed, "sbatch") == [["sbatch", path]]
     assert (workdir / "slurm.sh").read_text() == script
-    for line in ("--nodes=2", "--gpus-per-node=4", "--ntasks-per-node=1", "--requeue"):
+    for line in (
+        "--nodes=2",
+        "--gpus-per-node=4",
+        "--cpus-per-gpu=8",
+        "--ntasks-per-node=1",
+        "--requeue",
+    ):
         assert f"#SBATCH {line}\n" in script
     assert "#SBATCH --signal=B:USR1@120\n" in script
     *_, command = shell(script, "srun")
@@ -224,6 +230,25 @@ def test_cloud_tpu(dry_run, shell):
     assert "us-docker.pkg.dev/p/r/i:1" in docker
     workdir = "/mnt/bucket/a folder/runs/first"
     assert main_job(docker, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
+
+
+def test_a_container_that_does_not_start_gives_the_tpus_back(dry_run, tmp_path):
+    """Else they would wait for a run that never comes; what the run itself says is not touched."""
+    printed = dry_run(tpu, CONFIG, *CLOUD, "--zone=z")
+    script = next(iter(files(printed).values())).replace("/mnt/bucket", str(tmp_path / "bucket"))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("gcsfuse", "mountpoint", "gcloud"):
+        (programs / name).symlink_to("/bin/true")
+    for code, gave_up in ((125, True), (0, False), (1, False), (143, False)):
+        (programs / "docker").write_text(f'#!/bin/sh\n[ "$1" = rm ] || exit {code}\n')
+        (programs / "docker").chmod(0o755)
+        path = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        finished = subprocess.run(["bash", "-c", script], env=path, check=False)
+        assert finished.returncode == code
+        told = tmp_path / "bucket/a folder/runs/first/gave_up.txt"
+        assert told.exists() == gave_up
+        told.unlink(missing_ok=True)
 
 
 def test_several_slices_of_cloud_tpu(dry_run, shell):

@@ -233,6 +233,14 @@ def test_the_table_of_single_runs_has_their_numbers(recipe):
     ]
 
 
+def test_the_table_shows_what_a_trial_leaves_as_it_is(recipe):
+    made = make(recipe("yield {}\n    yield {'model.lrn': False, 'optim.name': 'lamb'}"))
+    result = {"top1": 0.5, "top5": 0.25, "loss": 2.0}
+    *_, plain, other = sweep.table(made, [result, result]).splitlines()
+    assert plain.split()[1:5:2] == ["None", "sgd"]
+    assert other.split()[1:5:2] == ["false", "lamb"]
+
+
 def test_trials_run_one_after_another_and_only_once(run, recipe, tmp_path, capfd):
     line = recipe("yield {'model.lrn': True}; yield {'model.lrn': False}"), "--seeds=2"
     names = [f"model.lrn={lrn},seed={seed}" for lrn in ("true", "false") for seed in (0, 1)]
@@ -281,6 +289,12 @@ def test_trials_of_other_overrides_are_not_mixed_up(run, recipe, capfd):
     assert run(recipe(""), "--seeds=2", "--config.batch_size=8") == (1, [])
     error = capfd.readouterr().err
     assert "/runs/seed=0 was run with config.batch_size=32, not 8: take another --workdir" in error
+
+
+def test_how_hosts_met_is_no_other_override(run, recipe, capfd):
+    """Launchers wait longer for them."""
+    assert run(recipe(""), "--seeds=2", "--config.cluster.start_timeout=1800")[0] == 0
+    assert run(recipe(""), "--seeds=2") == (0, [])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 1}'])
@@ -333,6 +347,15 @@ def test_what_is_printed_is_what_the_launcher_takes(capsys):
     for text in capsys.readouterr().out.splitlines():
         assert tpu.main([*shlex.split(text)[2:], "--dry_run"]) == 0
         assert "some-sweep-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["2026-11", "_"])
+def test_names_of_jobs_begin_with_a_letter(folder, capsys):
+    options = "--topology=v5e:4x4 --image=i:1 --zone=z --bucket=gs://some-bucket"
+    line = ("--config=configs/digits_branches.py", f"--workdir=runs/{folder}")
+    assert sweep.main(["sweep", *line, f"--print_jobs=tpu {options}"]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert tpu.main([*shlex.split(first)[2:], "--dry_run"]) == 0
 
 
 def test_what_is_finished_is_not_printed_again(run, recipe, capfd):

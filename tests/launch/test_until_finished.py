@@ -122,6 +122,10 @@ GCLOUD = """
 import os, pathlib, shutil, sys
 verb, *paths = [p.replace("gs:/", os.environ["BUCKETS"]) for p in sys.argv[2:] if p[:2] != "--"]
 match verb:
+    case _ if "AWAY" in os.environ:
+        sys.exit("ERROR: the network is away")
+    case "cat" | "ls" if not os.path.exists(paths[0]):
+        sys.exit("ERROR: The following URLs matched no objects or files")
     case "cat":
         print(pathlib.Path(paths[0]).read_text(), end="")
     case "ls":
@@ -149,7 +153,7 @@ def mirrored(tmp_path, monkeypatch):
 
     def run(here, there):
         workdir, copied = tmp_path / "first", tmp_path / "some-bucket" / "first"
-        workdir.mkdir()
+        workdir.mkdir(exist_ok=True)
         (workdir / "slurm.log").write_text("a launcher's, and open")
         for folder, (config, steps) in ((workdir, here), (copied, there)):
             for step in steps:
@@ -196,6 +200,28 @@ def test_a_copy_that_is_ahead_is_fetched_and_what_came_out_is_copied(
     assert (workdir / "slurm.log").exists()
     assert steps(copied) == steps(workdir)
     assert (copied / "results.json").read_text() == "{}"
+
+
+def test_a_bucket_that_cannot_be_seen_is_not_taken_for_empty(mirrored, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWAY", "yes")
+    finished = mirrored(("", ()), ("{}", ("9",)))
+    assert finished.returncode == 1
+    told = "error: cannot see what is at gs://some-bucket/first/config.json: ERROR: the network is"
+    assert finished.stderr.startswith(told)
+    assert not (tmp_path / "first" / "results.json").exists()
+
+
+def test_what_was_fetched_in_part_is_fetched_again(mirrored, tmp_path):
+    """As else the part would be taken for all there is, and copied over the whole."""
+    part = tmp_path / "some-bucket" / "first" / "checkpoints" / "9"
+    part.mkdir(parents=True)
+    (part / "data").write_text("whole")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / ".fetching").touch()
+    assert mirrored(("{}", ("9",)), ("{}", ())).returncode == 0
+    assert (tmp_path / "first" / "checkpoints" / "9" / "data").read_text() == "whole"
+    assert (part / "data").read_text() == "whole"
+    assert not (tmp_path / "first" / ".fetching").exists()
 
 
 def test_a_copy_of_another_run_is_left_alone(mirrored, tmp_path):
