@@ -18,6 +18,7 @@ from absl import flags
 from inception_jax import process
 from inception_jax.errors import UserError
 from launch import cloud, job
+from launch.until_finished import HOPELESS
 
 FLAGS_HELP = """\
   --service_account=NAME    of Kubernetes, which may write to the bucket; default if not given
@@ -35,7 +36,6 @@ CHIPS_A_HOST = 4
 SECONDS_TO_SAVE = 300
 # What is flushed is in the bucket; else a file is there once it is closed.
 WHOLE_FILES = "write:enable-streaming-writes:false"
-GAVE_UP = 1  # launch.until_finished's exit code for what trying again does not mend
 
 
 @process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
@@ -107,7 +107,7 @@ def manifest(asked: job.Job, generation: str, shape: str) -> dict[str, Any]:
                     "onExitCodes": {
                         "containerName": "main",
                         "operator": "In",
-                        "values": [GAVE_UP],
+                        "values": [HOPELESS],
                     },
                 }
             ]

@@ -5,7 +5,7 @@ python -m launch.until_finished --workdir=DIR [--bucket=gs://BUCKET/FOLDER] -- C
 On every host of a run, COMMAND being its main job. A run is finished when COMMAND ends with exit
 code 0 and DIR/results.json is there. SIGTERM is passed on; the run then saves, and this ends with
 exit code 143, so that whoever stopped it knows that it is to be started again. After ATTEMPTS ends
-in a row without a new checkpoint it gives up, with exit code 1 and the reason in DIR/gave_up.txt.
+in a row without a new checkpoint it gives up, with exit code 3 and the reason in DIR/gave_up.txt.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from launch.job import say
 from launch.processes import STOPPED, Processes
 
 GAVE_UP = "gave_up.txt"  # for who watches from elsewhere
+HOPELESS = 3  # the exit code then, which nothing else has
 ATTEMPTS = 3  # in a row that bring no checkpoint; then the mistake is the user's
 FLAGS_HELP = """\
   --workdir=DIR             that COMMAND has as well
@@ -65,10 +66,8 @@ def until_finished(
       seen_within: seconds that results.json may take to be seen here.
 
     Returns:
-      0, or STOPPED after SIGTERM or SIGINT.
-
-    Raises:
-      UserError: it ended ATTEMPTS times without getting any further.
+      0, STOPPED after SIGTERM or SIGINT, or HOPELESS when it ended ATTEMPTS times without getting
+      any further.
     """
     in_vain = 0
     (workdir / GAVE_UP).unlink(missing_ok=True)
@@ -86,7 +85,8 @@ def until_finished(
                 why = f"{told}, {ATTEMPTS} times in a row without a new checkpoint"
                 workdir.mkdir(parents=True, exist_ok=True)
                 (workdir / GAVE_UP).write_text(f"{why}\n")
-                raise UserError(f"the run in {workdir} {why}: see above for why")
+                say(f"error: the run in {workdir} {why}: see above for why")
+                return HOPELESS
             say(f"the run in {workdir} {told}: it goes on")
 
 

@@ -320,6 +320,15 @@ def strict(schema):
             strict(value)
 
 
+def test_only_a_run_that_gave_up_is_not_started_again(dry_run):
+    """By its own exit code, which neither a traceback nor SIGTERM has."""
+    manifest = yaml.safe_load(next(iter(files(dry_run(gke, CONFIG, *CLOUD)).values())))
+    (slices,) = manifest["spec"]["replicatedJobs"]
+    (rule,) = slices["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"] == {"containerName": "main", "operator": "In", "values": [3]}
+
+
 def test_a_misspelt_field_of_a_manifest_is_caught(dry_run, jobset_schema):
     manifest = yaml.safe_load(next(iter(files(dry_run(gke, CONFIG, *CLOUD)).values())))
     manifest["spec"]["failurePolicy"]["maxRestart"] = 3
