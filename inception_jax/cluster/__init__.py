@@ -19,6 +19,9 @@ FLAGS_HELP = """\
 """
 
 
+_PORTS = 2**16 - 2**12  # from there on are those of Slurm jobs, as jax has it
+
+
 class Cluster(NamedTuple):
     """A place among several processes."""
 
@@ -87,6 +90,9 @@ def _detect(timeout):
             ) from None
     if None in (address, count, index):
         return None
+    if "SLURM_JOB_ID" in os.environ:  # jax leaves one port a job, and two are needed
+        port = _PORTS + 1 + 2 * (int(os.environ["SLURM_JOB_ID"]) % ((2**16 - _PORTS) // 2))
+        address = f"{address.rpartition(':')[0]}:{port}"
     if str(count) == os.environ.get("SLURM_STEP_NUM_NODES"):
         devices = None  # one a node has all that is there; jax would take the first GPU only
     return Cluster(address, count, index, devices and list(devices))

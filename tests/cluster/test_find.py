@@ -66,7 +66,18 @@ SLURM = {
 def test_slurm(monkeypatch):
     """A process for each GPU, as jax has it; ports follow from the job's number."""
     set_all(monkeypatch, **SLURM)
-    assert find(*NOTHING, timeout=1) == Cluster(f"gpu03:{2**16 - 2**12 + 1}", 8, 5, [1])
+    assert find(*NOTHING, timeout=1) == Cluster(f"gpu03:{2**16 - 2**12 + 3}", 8, 5, [1])
+
+
+def test_slurm_jobs_on_one_node_do_not_share_ports(monkeypatch):
+    """Each takes its port and the one below; consecutive numbers are usual."""
+    taken = set()
+    for job in range(3000, 3000 + 2048):
+        set_all(monkeypatch, **SLURM | {"SLURM_JOB_ID": str(job)})
+        port = int(find(*NOTHING, timeout=1).address.rpartition(":")[2])
+        taken |= {port - 1, port}
+    assert len(taken) == 2 * 2048
+    assert max(taken) < 2**16
 
 
 def test_one_process_a_node_has_all_its_gpus(monkeypatch):
