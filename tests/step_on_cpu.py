@@ -1,6 +1,6 @@
 """Runs training steps on virtual devices and tells what they took; run by tests.
 
-python tests/step_on_cpu.py DEVICES --config=... -> JSON: memory of a step, in bytes.
+python tests/step_on_cpu.py DEVICES --config=... -> JSON: a device's memory in bytes, its flops.
 """
 
 import json
@@ -27,9 +27,9 @@ _, config = config_lib.parse(["step_on_cpu", *arguments])
 mesh = sharding.make_mesh(config.mesh)
 prog = program.make(config, mesh, num_examples=1437, num_classes=10)
 shapes = prog.train_batch[config.data.image_size]
-step = prog.train_step.lower(prog.state, shapes).compile()
 state = prog.init()
 batch = sharding.place_batch({n: np.ones(x.shape, x.dtype) for n, x in shapes.items()}, mesh)
+step = prog.train_step.lower(state, batch).compile()
 held = [x for tree in (state, batch) for x in jax.tree.leaves(tree)]
 on_first = sum(x.addressable_shards[0].data.nbytes for x in held)
 jax.block_until_ready(held)
@@ -37,4 +37,5 @@ with open("/proc/self/clear_refs", "w") as reset:
     reset.write("5")  # VmHWM begins anew
 before = resident("VmRSS")
 state, _ = jax.block_until_ready(step(state, batch))
-print(json.dumps({"held": on_first, "temporaries": resident("VmHWM") - before}))
+temporaries, flops = resident("VmHWM") - before, step.cost_analysis()["flops"]
+print(json.dumps({"held": on_first, "temporaries": temporaries, "flops": flops}))

@@ -43,9 +43,10 @@ def plan(*arguments):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_memory_is_what_a_step_takes_on_cpu(devices):
-    """What it holds, but for fields of the batch that it does not use; and what it computes in
-    between, as the process grows, of which convolutions take about a third for themselves."""
+def test_a_plan_is_what_a_step_takes_on_cpu(devices):
+    """What it holds, but for fields of the batch that it does not use; what it computes in between,
+    as the process grows, of which convolutions take about a third for themselves; and its flops, as
+    XLA counts those of the step that ran."""
     arguments = (*SMALL, "--config.batch_size=4096")
     (step,) = plan(*arguments, f"--topology=cpu:{devices}")["steps"]
     ran = subprocess.run(
@@ -61,6 +62,7 @@ def test_memory_is_what_a_step_takes_on_cpu(devices):
     assert step["memory_bytes"]["held"] == measured["held"] - unused
     grown = measured["temporaries"] / (devices * step["memory_bytes"]["temporaries"])
     assert 1 < grown < 1.5
+    assert step["flops"]["all"] == measured["flops"]
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -83,6 +85,7 @@ def test_a_share_of_the_work_is_an_eighth_of_it():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_two_slices_of_chips_that_are_not_here():
     found = plan(
         *(*SMALL, "--config.batch_size=64", "--config.mesh.slices=2"),
@@ -99,6 +102,27 @@ def test_two_slices_of_chips_that_are_not_here():
     assert step["roofline_seconds"]["network"] > 0
     assert 0 < step["ceilings"]["mfu"] < 1
     assert found["recipe"]["chip_hours"] == pytest.approx(8 * found["recipe"]["hours"])
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_chip_of_a_larger_pod_does_what_one_of_a_smaller_does():
+    """But for its share of sums over all, which grows from 3/4 to 15/16 of twice their size."""
+    small, large = (
+        plan(*SMALL, f"--config.batch_size={8 * chips}", f"--topology=v5e:{shape}")["steps"][0]
+        for shape, chips in (("2x2", 4), ("4x4", 16))
+    )
+    for same in ("images", "flops", "traffic_bytes"):
+        assert small[same] == large[same]
+    for same in ("held", "next_batch", "temporaries"):
+        assert small["memory_bytes"][same] == large["memory_bytes"][same]
+    sums = [
+        [(each["kind"], each["size"], each["times"]) for each in step["collectives"]]
+        for step in (small, large)
+    ]
+    assert sums[0] == sums[1]
+    sent = [sum(each["sent"] for each in step["collectives"]) for step in (small, large)]
+    assert sent[1] / sent[0] == pytest.approx((15 / 16) / (3 / 4))
 
 
 @needs_compiler
