@@ -71,7 +71,7 @@ def parse(
     Raises:
       UserError: an unknown flag or field, a value of a wrong type, a config that cannot be read.
     """
-    argv = _join_values(argv)
+    argv = join_values(argv)
     source = source_of(argv)
     if not source:
         raise UserError("no config given: add --config=configs/digits.py, or another of configs/")
@@ -107,7 +107,7 @@ def source_of(argv: list[str]) -> str:
     """Returns the FILE[:ARGUMENT] that --config names, or an empty string."""
     given = [
         arg.partition("=")[2]
-        for arg in _join_values(argv)
+        for arg in join_values(argv)
         if arg.startswith(("--config=", "-config="))
     ]
     return given[-1] if given else ""
@@ -115,7 +115,7 @@ def source_of(argv: list[str]) -> str:
 
 def given(argv: list[str]) -> set[str]:
     """Returns the names of the fields that a command line sets."""
-    names = [arg.lstrip("-").partition("=")[0] for arg in _join_values(argv) if arg.startswith("-")]
+    names = [arg.lstrip("-").partition("=")[0] for arg in join_values(argv) if arg.startswith("-")]
     return {name.partition(".")[2] for name in names if name.startswith(("config.", "noconfig."))}
 
 
@@ -235,6 +235,24 @@ def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def join_values(argv: list[str]) -> list[str]:
+    """Writes `--config FILE` and `--config.x VALUE` as one argument each, behind argv[0]."""
+    joined, rest = argv[:1], list(argv[1:])
+    while rest:
+        arg = rest.pop(0)
+        bare = arg.lstrip("-")
+        if (
+            arg.startswith("-")
+            and "=" not in arg
+            and (bare == "config" or bare.startswith("config."))
+            and rest
+            and not rest[0].startswith("--")
+        ):
+            arg = f"{arg}={rest.pop(0)}"
+        joined.append(arg)
+    return joined
+
+
 class _user_code:
     """Turns whatever a config file raises into one line with the file's own line number."""
 
@@ -288,24 +306,6 @@ def _module(path):
     with _user_code(path):
         spec.loader.exec_module(module)
     return module
-
-
-def _join_values(argv):
-    """Writes `--config FILE` and `--config.x VALUE` as one argument each, the form used above."""
-    joined, rest = argv[:1], list(argv[1:])
-    while rest:
-        arg = rest.pop(0)
-        bare = arg.lstrip("-")
-        if (
-            arg.startswith("-")
-            and "=" not in arg
-            and (bare == "config" or bare.startswith("config."))
-            and rest
-            and not rest[0].startswith("--")
-        ):
-            arg = f"{arg}={rest.pop(0)}"
-        joined.append(arg)
-    return joined
 
 
 def _as_tuples(value):

@@ -1,5 +1,6 @@
 """A copy of a run's folder in a bucket of Cloud Storage, by gcloud."""
 
+import os
 import re
 import subprocess
 import threading
@@ -13,16 +14,17 @@ SECONDS = 300  # between copies
 
 def check(bucket: str) -> None:
     """Raises UserError unless this is gs://BUCKET or gs://BUCKET/FOLDER."""
-    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/.+)?", bucket):
+    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/.*)?", bucket):
         raise UserError(
             f"--bucket={bucket} is no bucket: write gs://BUCKET or gs://BUCKET/FOLDER, with the"
             " bucket's own name, of a-z, 0-9, -, _ and ."
         )
 
 
-def folder(bucket: str, workdir: str | Path) -> str:
-    """Where a run's folder is copied to, by its name, so that runs may share a bucket."""
-    return f"{bucket.rstrip('/')}/{Path(workdir).absolute().name}"
+def folder(bucket: str, workdir: str) -> str:
+    """Where a run's folder is copied to: by its whole path, so that runs may share a bucket."""
+    path = os.path.normpath(workdir)
+    return f"{bucket.rstrip('/')}/{(os.path.abspath(path) if path[0] == '.' else path).lstrip('/')}"
 
 
 def copy(source: str | Path, target: str | Path) -> list[str]:
@@ -33,6 +35,24 @@ def copy(source: str | Path, target: str | Path) -> list[str]:
 def mirror(workdir: str | Path, copied: str) -> list[str]:
     """The command that makes the copy of a run's folder equal to it."""
     return [*copy(workdir, copied), "--delete-unmatched-destination-objects"]
+
+
+def told(verb: str, path: str) -> str:
+    """What gcloud says of something in a bucket; nothing, if it is not there.
+
+    Args:
+      verb: cat or ls.
+      path: gs://BUCKET/...
+
+    Raises:
+      UserError: whether it is there cannot be told.
+    """
+    command = ["gcloud", "storage", verb, path]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    if process.returncode and "matched no objects" not in process.stderr:
+        last = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"cannot see what is at {path}: {last}")
+    return process.stdout
 
 
 class Mirror:
@@ -58,7 +78,7 @@ class Mirror:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._copy_at_intervals, daemon=True)
         workdir.mkdir(parents=True, exist_ok=True)
-        config, stored = workdir / "config.json", _told("cat", f"{copied}/config.json")
+        config, stored = workdir / "config.json", told("cat", f"{copied}/config.json")
         begun = config.exists()
         if begun and stored and config.read_text() != stored:
             raise UserError(
@@ -66,7 +86,7 @@ class Mirror:
                 " another --workdir"
             )
         here = _newest(map(str, (workdir / "checkpoints").glob("*")))
-        there = _newest(_told("ls", f"{copied}/checkpoints/").splitlines())
+        there = _newest(told("ls", f"{copied}/checkpoints/").splitlines())
         half_fetched = workdir / ".fetching"
         if stored and (not begun or there > here or half_fetched.exists()):
             half_fetched.touch()
@@ -90,20 +110,6 @@ class Mirror:
                 job.say(f"not copied: {error}")
             if ended:
                 return
-
-
-def _told(verb, path):
-    """What gcloud says of something in a bucket; nothing, if it is not there.
-
-    Raises:
-      UserError: whether it is there cannot be told.
-    """
-    command = ["gcloud", "storage", verb, path]
-    process = subprocess.run(command, check=False, capture_output=True, text=True)
-    if process.returncode and "matched no objects" not in process.stderr:
-        last = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"cannot see what is at {path}: {last}")
-    return process.stdout
 
 
 def _newest(checkpoints):

@@ -12,6 +12,12 @@ from inception_jax.plan.chips import CHIPS
 from launch import bucket, job
 
 MOUNTED = "/mnt/bucket"
+# Options of Cloud Storage FUSE, by their groups. With whole files what is flushed is in the bucket;
+# else a file is there once it is closed. Without a cache a host sees what another has written.
+MOUNT = {
+    "write": {"enable-streaming-writes": "false"},
+    "metadata-cache": {"ttl-secs": "0", "negative-ttl-secs": "0"},
+}
 NEEDED = ("name", "image", "bucket", "topology")
 FLAGS_HELP = """\
   --name=NAME               of the job
@@ -19,7 +25,8 @@ FLAGS_HELP = """\
   --num_slices=N            of them; 1 if not given
   --image=IMAGE             the container, built by launch/Dockerfile.tpu
   --bucket=gs://BUCKET/FOLDER
-                            is mounted on all hosts; DIR is a folder in it, as in runs/first
+                            is mounted on all hosts; DIR is a folder in it, as in runs/first. It
+                            needs a hierarchical namespace, in which folders are renamed at once
 """
 
 
@@ -30,11 +37,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("num_slices", 1, "", flag_values=values)
 
 
-def check(asked: job.Job) -> tuple[str, str]:
+def check(asked: job.Job) -> None:
     """Checks the flags, and that the job's config and folder are where it will run.
-
-    Returns:
-      A generation of TPUs and the slice's shape.
 
     Raises:
       UserError: one of them will not do.
@@ -48,15 +52,17 @@ def check(asked: job.Job) -> tuple[str, str]:
     bucket.check(own.bucket)
     if own.num_slices < 1:
         raise UserError(f"--num_slices={own.num_slices}: it must be 1 or more")
-    generation, shape = topology.parse(own.topology)
-    if generation == "cpu":
+    if topology.parse(own.topology)[0] == "cpu":
         raise UserError(f"--topology={own.topology} is no TPU; launch.local runs on this machine")
     if asked.workdir.startswith(("/", "gs:")) or ".." in asked.workdir.split("/"):
         raise UserError(
             f"--workdir={asked.workdir}: it must be a folder in {own.bucket}, as in runs/first"
         )
+    if re.search(r"[*?#\[\]\n]", own.bucket + asked.workdir):
+        raise UserError(
+            f"--workdir={asked.workdir}: gcloud looks for other names where one has * ? # [ or ]"
+        )
     job.within(asked.source)
-    return generation, shape
 
 
 def chips(shape: str) -> int:
@@ -64,8 +70,9 @@ def chips(shape: str) -> int:
     return math.prod(map(int, shape.split("x")))
 
 
-def accelerator_type(generation: str, shape: str) -> str:
+def accelerator_type(asked: job.Job) -> str:
     """A slice by Cloud TPU's name for it, which counts cores of v4 and v5p and chips of others."""
+    generation, shape = topology.parse(asked.flags.topology)
     named = {"v5e": "v5litepod"}.get(generation, generation)
     return f"{named}-{CHIPS[generation].cores * chips(shape)}"
 

@@ -4,7 +4,8 @@ python -m launch.gke --name=first --topology=v5e:4x4 --image=IMAGE --bucket=gs:/
     --config=configs/imagenet_pod.py --workdir=runs/first
 
 A preempted job starts again and goes on. The bucket is mounted with the cluster's Cloud Storage
-FUSE driver, and should have a hierarchical namespace, in which folders are renamed at once.
+FUSE driver. A JobSet that has ended keeps its name: kubectl delete jobset NAME before the same line
+goes on with more.
 """
 
 import sys
@@ -17,6 +18,7 @@ from absl import flags
 
 from inception_jax import process
 from inception_jax.errors import UserError
+from inception_jax.plan import topology
 from launch import cloud, job
 from launch.until_finished import HOPELESS
 
@@ -34,25 +36,20 @@ ACCELERATORS = {
 }
 CHIPS_A_HOST = 4
 SECONDS_TO_SAVE = 300
-# What is flushed is in the bucket; else a file is there once it is closed.
-WHOLE_FILES = "write:enable-streaming-writes:false"
 
 
 @process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    asked = job.read(argv, _define, cloud.NEEDED).for_latecomers()
-    generation, shape = cloud.check(asked)
+    asked = read(argv)
     if asked.flags.xpk:
-        if not asked.flags.cluster:
-            raise UserError("no --cluster given; see --help")
-        command = xpk_command(asked, generation, shape)
+        command = xpk_command(asked)
         if asked.flags.dry_run:
             print(job.shown(command))
         else:
             job.run(command)
         return
-    text = yaml.safe_dump(manifest(asked, generation, shape), sort_keys=False, width=1000)
+    text = yaml.safe_dump(manifest(asked), sort_keys=False, width=1000)
     path = Path(f"{asked.flags.name}.yaml")
     if asked.flags.dry_run:
         print(job.file_shown(path, text))
@@ -65,23 +62,45 @@ def main(argv: list[str]) -> None:
         job.run(["kubectl", "apply", "--filename", str(path)])
 
 
-def manifest(asked: job.Job, generation: str, shape: str) -> dict[str, Any]:
+def read(argv: list[str]) -> job.Job:
+    """Reads the command line and checks it; raises a UserError."""
+    asked = job.read(argv, _define, cloud.NEEDED).for_latecomers()
+    own = asked.flags
+    cloud.check(asked)
+    if own.xpk and not own.cluster:
+        raise UserError("no --cluster given; see --help")
+    if own.cluster and not own.xpk:
+        raise UserError(
+            f"--cluster={own.cluster} is for --xpk: kubectl takes the cluster of its context"
+        )
+    if own.num_slices > 1 and _hosts(own) == 1:
+        raise UserError(
+            f"--num_slices={own.num_slices}: GKE joins slices of several hosts only, which"
+            f" {own.topology} is not"
+        )
+    return asked
+
+
+def manifest(asked: job.Job) -> dict[str, Any]:
     """The JobSet."""
     own = asked.flags
-    hosts = max(cloud.chips(shape) // CHIPS_A_HOST, 1)
+    generation, shape = topology.parse(own.topology)
+    hosts = _hosts(own)
     container = {
         "name": "main",
         "image": own.image,
         # Kubernetes would put variables in for $(NAME); $$ is a $.
         "command": [part.replace("$", "$$") for part in cloud.until_finished(asked)],
+        "securityContext": {"privileged": True},  # to lock as much memory as the chips map
         "resources": {"limits": {"google.com/tpu": min(cloud.chips(shape), CHIPS_A_HOST)}},
         "volumeMounts": [{"name": "bucket", "mountPath": cloud.MOUNTED}],
     }
+    options = [f"{group}:{k}:{v}" for group, each in cloud.MOUNT.items() for k, v in each.items()]
     volume = {
         "driver": "gcsfuse.csi.storage.gke.io",
         "volumeAttributes": {
             "bucketName": cloud.bucket_name(asked),
-            "mountOptions": f"implicit-dirs,{WHOLE_FILES}",
+            "mountOptions": ",".join(["implicit-dirs", *options]),
         },
     }
     pod = {
@@ -141,20 +160,25 @@ def manifest(asked: job.Job, generation: str, shape: str) -> dict[str, Any]:
     }
 
 
-def xpk_command(asked: job.Job, generation: str, shape: str) -> list[str]:
+def xpk_command(asked: job.Job) -> list[str]:
     """The same by xpk, which makes the manifest."""
     own = asked.flags
     return [
         *("xpk", "workload", "create"),
         f"--workload={own.name}",
         f"--cluster={own.cluster}",
-        f"--tpu-type={cloud.accelerator_type(generation, shape)}",
+        f"--tpu-type={cloud.accelerator_type(asked)}",
         f"--num-slices={own.num_slices}",
         f"--docker-image={own.image}",
         "--max-restarts=1000",
         f"--termination-grace-period-seconds={SECONDS_TO_SAVE}",
         f"--command={job.shown(cloud.until_finished(asked))}",
     ]
+
+
+def _hosts(own):
+    """Of a slice, in a pool of machines with CHIPS_A_HOST chips, or with the one that it has."""
+    return max(cloud.chips(topology.parse(own.topology)[1]) // CHIPS_A_HOST, 1)
 
 
 def _define(values):

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from inception_jax import config as config_lib
-from inception_jax import validate
+from inception_jax import validate, workdir
 from inception_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ class Job(NamedTuple):
       config: overrides applied.
       source: of the config, FILE[:ARGUMENT].
       workdir: as given, with ~ replaced.
-      arguments: --config and overrides as given, for inception_jax.main.
+      arguments: --config and overrides as given, each one argument, for inception_jax.main.
     """
 
     flags: flags.FlagValues
@@ -89,8 +90,8 @@ def read(
         if not values[name].value:
             raise UserError(f"no --{name} given; see --help")
     source = config_lib.source_of(list(argv))
-    workdir = os.path.expanduser(values.workdir)
-    return Job(values, config, source, workdir, _others(argv[1:], own, values))
+    folder = os.path.expanduser(values.workdir)
+    return Job(values, config, source, folder, _others(argv[1:], own, values))
 
 
 def within(source: str) -> None:
@@ -121,6 +122,14 @@ def run(command: Sequence[str], **kwargs) -> subprocess.CompletedProcess:
     return process
 
 
+def outwait(folder: Path) -> None:
+    """Returns when no run is at work in a folder, as one whose launcher was killed still may be."""
+    if workdir.is_held(folder):
+        say(f"a run is still at work in {folder}: waiting for it")
+    while workdir.is_held(folder):
+        time.sleep(1)
+
+
 def need(program: str) -> None:
     """Raises UserError if a program is not installed."""
     if not shutil.which(program):
@@ -143,8 +152,8 @@ def say(text: str) -> None:
 
 
 def _others(arguments, own, values):
-    """The arguments that are not the launcher's own, unchanged."""
-    kept, rest = [], list(arguments)
+    """The arguments that are not the launcher's own."""
+    kept, rest = [], config_lib.join_values(["", *arguments])[1:]
     while rest:
         argument = rest.pop(0)
         name, equals, _ = argument.lstrip("-").partition("=")

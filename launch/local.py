@@ -17,24 +17,18 @@ from launch import bucket, job
 from launch.until_finished import until_finished
 
 FLAGS_HELP = """\
-  --num_processes=N         which share the work, as hosts of a pod would; 1 if not given
+  --num_processes=N         which share the work, as hosts of a pod would, on CPUs; 1 if not given
   --bucket=gs://BUCKET/FOLDER
-                            keeps a copy of DIR there, by its last part, and fetches it where it
-                            is ahead
+                            keeps a copy there, in FOLDER/DIR, and fetches it where it is ahead
 """
 
 
 @process.command(__doc__, job.HELP + FLAGS_HELP)
 def main(argv: list[str]) -> int | None:
     """Runs the command line."""
-    asked = job.read(argv, _define)
+    asked = read(argv)
     count = asked.flags.num_processes
-    if count < 1:
-        raise UserError(f"--num_processes={count}: it must be 1 or more")
-    to = ""
-    if asked.flags.bucket:
-        bucket.check(asked.flags.bucket)
-        to = bucket.folder(asked.flags.bucket, asked.workdir)
+    to = bucket.folder(asked.flags.bucket, asked.workdir) if asked.flags.bucket else ""
 
     def commands():
         command = asked.command(asked.workdir, sys.executable)
@@ -51,8 +45,19 @@ def main(argv: list[str]) -> int | None:
             print(job.shown(bucket.mirror(asked.workdir, to)))
         return None
     workdir = Path(asked.workdir)
+    job.outwait(workdir)
     with bucket.Mirror(workdir, to) if to else contextlib.nullcontext():
         return until_finished(commands, workdir, seen_within=0)
+
+
+def read(argv: list[str]) -> job.Job:
+    """Reads the command line and checks it; raises a UserError."""
+    asked = job.read(argv, _define)
+    if asked.flags.num_processes < 1:
+        raise UserError(f"--num_processes={asked.flags.num_processes}: it must be 1 or more")
+    if asked.flags.bucket:
+        bucket.check(asked.flags.bucket)
+    return asked
 
 
 def _define(values):

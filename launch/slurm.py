@@ -8,6 +8,7 @@ is preempted, Slurm does. All nodes need this folder, its Python environment and
 shared disk. Accounts and the like are given by variables of sbatch, as SBATCH_ACCOUNT.
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -28,8 +29,7 @@ FLAGS_HELP = """\
   --time=D-HH:MM:SS         that a stretch may take; the partition's limit if not given
   --container=IMAGE         run in it, where the cluster has Pyxis (srun --container-image)
   --bucket=gs://BUCKET/FOLDER
-                            keeps a copy of DIR there, by its last part, and fetches it where it
-                            is ahead
+                            keeps a copy there, in FOLDER/DIR, and fetches it where it is ahead
 """
 SECONDS_TO_SAVE = 120
 SECONDS_TO_BE_TAKEN = 600
@@ -38,12 +38,7 @@ SECONDS_TO_BE_TAKEN = 600
 @process.command(__doc__, job.HELP + FLAGS_HELP)
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    asked = job.read(argv, _define).for_latecomers()
-    for name in ("nodes", "gpus_per_node", "cpus_per_gpu"):
-        if asked.flags[name].value < 1:
-            raise UserError(f"--{name}={asked.flags[name].value}: it must be 1 or more")
-    if asked.flags.bucket:
-        bucket.check(asked.flags.bucket)
+    asked = read(argv)
     workdir = Path(asked.workdir).absolute()
     path = workdir / "slurm.sh"
     text = script(asked, workdir)
@@ -57,6 +52,23 @@ def main(argv: list[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     job.run(submit)
+
+
+def read(argv: list[str]) -> job.Job:
+    """Reads the command line and checks it; raises a UserError."""
+    asked = job.read(argv, _define).for_latecomers()
+    for name in ("nodes", "gpus_per_node", "cpus_per_gpu"):
+        if asked.flags[name].value < 1:
+            raise UserError(f"--{name}={asked.flags[name].value}: it must be 1 or more")
+    for name in ("name", "partition", "time", "workdir"):
+        if re.search(r"""[\s"'\\#%]""", asked.flags[name].value):
+            raise UserError(
+                f"--{name}={asked.flags[name].value}: sbatch reads no spaces, quotes, \\, # or % in"
+                " it"
+            )
+    if asked.flags.bucket:
+        bucket.check(asked.flags.bucket)
+    return asked
 
 
 def script(asked: job.Job, workdir: Path) -> str:
@@ -74,17 +86,18 @@ def script(asked: job.Job, workdir: Path) -> str:
         "open-mode": "append",
         "signal": f"B:USR1@{SECONDS_TO_SAVE}",
     }
-    lines = [f"#SBATCH --{name}={_option(name, v)}" for name, v in options.items() if v]
+    lines = [f"#SBATCH --{name}={v}" for name, v in options.items() if v]
     container = [f"--container-image={own.container}"] if own.container else []
     if container:
-        container += [f"--container-mounts={job.ROOT},{workdir}", f"--container-workdir={job.ROOT}"]
+        container += [f"--container-mounts={_mounts(asked, workdir)}"]
+        container += [f"--container-workdir={job.ROOT}"]
     python = "python3" if container else sys.executable
     again = [python, "-m", "launch.until_finished", f"--workdir={workdir}"]
     main_job = asked.command(workdir, python)
     if not own.bucket:
         run = job.shown(["srun", *container, *again, "--", *main_job])
     else:  # one copy is enough
-        to = bucket.folder(own.bucket, workdir)
+        to = bucket.folder(own.bucket, asked.workdir)
         copying = job.shown([*again, f"--bucket={to}", "--", *main_job])
         alone = job.shown([*again, "--", *main_job])
         each = f'if [ "$SLURM_PROCID" = 0 ]; then exec {copying}; else exec {alone}; fi'
@@ -127,10 +140,16 @@ exit "$code"
 """
 
 
-def _option(name, value):
-    if any(c in str(value) for c in " \n\"'\\#"):
-        raise UserError(f"--{name}={value}: sbatch reads neither spaces nor quotes in it")
-    return value
+def _mounts(asked, workdir):
+    """What a container sees of the disks, as Pyxis takes it: the code, the runs, the data."""
+    # the folder above, as those of sweeps have commas in their names
+    folders = [str(job.ROOT), str(workdir.parent)]
+    if (asked.config.data.dir or "").startswith("/"):
+        folders.append(asked.config.data.dir)
+    for folder in folders:
+        if "," in folder or ":" in folder:
+            raise UserError(f"--container: Pyxis mounts no folder with , or : in it: {folder}")
+    return ",".join(folders)
 
 
 def _define(values):

@@ -10,6 +10,7 @@ Trials are those that sweep() of the config yields, if it has one, times the val
 times the seeds. The same line goes on where a sweep was stopped, in whatever way.
 """
 
+import hashlib
 import json
 import re
 import shlex
@@ -22,7 +23,7 @@ from absl import flags
 from inception_jax import config as config_lib
 from inception_jax import init_from, process, workdir
 from inception_jax.errors import UserError
-from launch import job, trials
+from launch import gke, job, local, slurm, tpu, trials
 from launch.processes import STOPPED, Processes
 from launch.trials import Trial
 
@@ -36,7 +37,7 @@ FLAGS_HELP = """\
                             prints a line for each trial that is not finished, which launches it by
                             local, tpu, gke or slurm, and runs nothing
 """
-LAUNCHERS = ("local", "tpu", "gke", "slurm")
+LAUNCHERS = {"local": local, "tpu": tpu, "gke": gke, "slurm": slurm}
 COLUMNS = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
 
 
@@ -45,32 +46,47 @@ def main(argv: list[str]) -> int:
     """Runs the command line."""
     asked = job.read(argv, _define)
     own = asked.flags
-    if own.seeds < 0:
+    if own["seeds"].present and own.seeds < 1:
         raise UserError(f"--seeds={own.seeds}: it must be 1 or more")
     process.quiet()
     each = trials.make(asked.source, asked.arguments, own["set"].value or [], own.seeds)
-    folder = Path(asked.workdir).expanduser()
+    folder = Path(asked.workdir)
+    if own.print_jobs is None and not own.dry_run:
+        return run(asked, each, folder)
     waiting = [trial for trial in each if _results(asked, trial, folder) is None]
     if own.print_jobs is not None:
-        for line in lines(asked, each, waiting):
-            print(line)
-        return 0
-    commands = {trial.name: _command(asked, trial, folder) for trial in waiting}
-    if own.dry_run:
-        for command in commands.values():
-            print(job.shown(command))
-        return 0
-    with workdir.hold(folder), Processes() as processes:
-        for number, trial in enumerate(each, 1):
-            if trial.name not in commands:
-                continue
-            print(f"trial {number} of {len(each)}: {trial.name}", flush=True)
-            (code,) = processes.run([commands[trial.name]])
-            if processes.stopped:
-                job.say(f"stopped at trial {number} of {len(each)}: the same line goes on")
-                return STOPPED
-            if code:
-                job.say(f"trial {trial.name} ended with exit code {code}")
+        found = lines(asked, waiting)
+    else:
+        found = [job.shown(_command(asked, trial, folder)) for trial in waiting]
+    for line in found:
+        print(line)
+    return 0
+
+
+def run(asked: job.Job, each: list[Trial], folder: Path) -> int:
+    """Runs the trials that are not finished, and writes the table.
+
+    Returns:
+      The exit code: 0, or STOPPED.
+
+    Raises:
+      UserError: some of them failed.
+    """
+    with workdir.hold(folder):
+        for trial in each:
+            job.outwait(folder / trial.name)
+        waiting = [trial.name for trial in each if _results(asked, trial, folder) is None]
+        with Processes() as processes:
+            for number, trial in enumerate(each, 1):
+                if trial.name not in waiting:
+                    continue
+                print(f"trial {number} of {len(each)}: {trial.name}", flush=True)
+                (code,) = processes.run([_command(asked, trial, folder)])
+                if processes.stopped:
+                    job.say(f"stopped at trial {number} of {len(each)}: the same line goes on")
+                    return STOPPED
+                if code:
+                    job.say(f"trial {trial.name} ended with exit code {code}")
         results = [_results(asked, trial, folder) for trial in each]
         text = table(each, results)
         with workdir.writing(folder / "sweep.md"):
@@ -85,8 +101,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def lines(asked: job.Job, each: list[Trial], waiting: list[Trial]) -> list[str]:
-    """A command line for each trial that is waiting."""
+def lines(asked: job.Job, waiting: list[Trial]) -> list[str]:
+    """A command line for each trial that is waiting, which its launcher takes."""
     try:
         launcher, *options = shlex.split(asked.flags.print_jobs) or [""]
     except ValueError as error:
@@ -97,13 +113,16 @@ def lines(asked: job.Job, each: list[Trial], waiting: list[Trial]) -> list[str]:
     named = re.sub(r"[^a-z0-9]+", "-", Path(asked.workdir).name.lower()).strip("-")[:26]
     named = named if named[:1].isalpha() else f"sweep-{named}".strip("-")
     found = []
-    for number, trial in enumerate(each, 1):
-        if trial not in waiting:
-            continue
-        name = [] if launcher == "local" else [f"--name={named}-{number}"]
-        command = ["python", "-m", f"launch.{launcher}", *options, *name, *asked.arguments]
+    for trial in waiting:
+        digest = hashlib.sha256(trial.name.encode()).hexdigest()[:8]
+        name = [] if launcher == "local" else [f"--name={named}-{digest}"]
         at = f"--workdir={Path(asked.workdir) / trial.name}"
-        found.append(job.shown([*command, *trial.overrides, at]))
+        arguments = [*options, *name, *asked.arguments, *trial.overrides, at]
+        try:
+            LAUNCHERS[launcher].read([launcher, *arguments])
+        except UserError as error:
+            raise UserError(f"--print_jobs={launcher}: {error}") from None
+        found.append(job.shown(["python", "-m", f"launch.{launcher}", *arguments]))
     return found
 
 

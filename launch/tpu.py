@@ -5,10 +5,11 @@ python -m launch.tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --spot --
 
 Asks for the TPUs, which run the job on each of their hosts as soon as they are there, and watches.
 What was preempted is asked for again, and the run goes on; when it is finished, or fails again and
-again, the TPUs are given back. The bucket has what hosts say, in DIR/HOST.log. Ctrl-C stops
+again, the TPUs are given back. What hosts say is in DIR/*.log, a minute late. Ctrl-C stops
 watching only: the same line goes on watching.
 """
 
+import contextlib
 import json
 import shlex
 import subprocess
@@ -22,7 +23,8 @@ from absl import flags
 
 from inception_jax import process
 from inception_jax.errors import UserError
-from launch import cloud, job
+from inception_jax.plan import topology
+from launch import bucket, cloud, job
 from launch.until_finished import GAVE_UP
 
 FLAGS_HELP = """\
@@ -38,31 +40,55 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 GONE = ("FAILED", "SUSPENDED")
-SECONDS = 60  # between looks
+SECONDS = 60  # between looks, and between copies of what hosts say
+ATTEMPTS = 3  # of Cloud TPU in a row that fail; what fails then is not the chips
+PATIENCE = 30  # looks at active hosts that leave nothing in the bucket
 SECONDS_TO_SAVE = 60
 
 
 @process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    asked = job.read(argv, _define, (*cloud.NEEDED, "zone")).for_latecomers()
-    generation, shape = cloud.check(asked)
+    asked = read(argv)
     text = startup(asked)
     path = Path(f"{asked.flags.name}-startup.sh")
     if asked.flags.dry_run:
         print(job.file_shown(path, text))
-        print(job.shown(create(asked, generation, shape, path)))
+        print(job.shown(create(asked, path)))
         print(f"# every {SECONDS} s, until the first of these lists results.json or {GAVE_UP}:")
-        print(job.shown(_look(asked)))
+        print(job.shown(["gcloud", "storage", "ls", _folder(asked)]))
         print(job.shown(_gcloud(asked, "list", "--format=json")))
         print(f"# as soon as it is {' or '.join(GONE)}, and create it again; and at the end:")
         print(job.shown(_delete(asked)))
         return
     job.need("gcloud")
+    check_bucket(asked)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / path
         path.write_text(text)
-        watch(asked, create(asked, generation, shape, path))
+        watch(asked, create(asked, path))
+
+
+def read(argv: list[str]) -> job.Job:
+    """Reads the command line and checks it; raises a UserError."""
+    asked = job.read(argv, _define, (*cloud.NEEDED, "zone")).for_latecomers()
+    cloud.check(asked)
+    return asked
+
+
+def check_bucket(asked: job.Job) -> None:
+    """Raises UserError if folders are not renamed at once; what may not be looked at passes."""
+    name = f"gs://{cloud.bucket_name(asked)}"
+    command = ["gcloud", "storage", "buckets", "describe", name, "--raw", "--format=json"]
+    described = subprocess.run(command, check=False, capture_output=True, text=True)
+    if described.returncode:
+        return
+    if not json.loads(described.stdout).get("hierarchicalNamespace", {}).get("enabled"):
+        raise UserError(
+            f"{name} has no hierarchical namespace, without which a checkpoint can be seen half"
+            " renamed: gcloud storage buckets create makes one with --uniform-bucket-level-access"
+            " --enable-hierarchical-namespace"
+        )
 
 
 def watch(
@@ -76,45 +102,55 @@ def watch(
       wait: between two looks.
 
     Raises:
-      UserError: the run failed again and again, or gcloud did at first.
+      UserError: the run failed again and again, or the TPUs, or gcloud did at first.
     """
-    name = asked.flags.name
-    _quietly(["gcloud", "storage", "rm", _folder(asked) + GAVE_UP])  # of an earlier attempt
-    told = None
-    while not (ended := {"results.json", GAVE_UP} & _files(asked)):
-        begun = told is not None
+    name, folder = asked.flags.name, _folder(asked)
+    files = _files(asked)
+    if "results.json" in files:
+        job.say(f"{name}: finished before; to go on with more, remove {folder}results.json")
+    elif GAVE_UP in files:  # an earlier attempt
+        job.run(["gcloud", "storage", "rm", folder + GAVE_UP], capture_output=True)
+        files.remove(GAVE_UP)
+    told, failed, silent = None, 0, 0
+    while not {"results.json", GAVE_UP} & files and failed < ATTEMPTS:
         try:
-            state = _state(asked)
+            state, why = _attend(asked, creation)
             if state != told:
-                job.say(f"{name}: {state or 'asked for'}")
+                job.say(f"{name}: {state or 'asked for'}{why and f', as {why}'}")
+                failed = {"FAILED": failed + 1, "ACTIVE": 0}.get(state, failed)
                 told = state
-            if state in GONE:
-                job.run(_delete(asked), capture_output=True)
-            elif not state:
-                job.run(creation, capture_output=True)
+            silent = silent + 1 if state == "ACTIVE" and not files else 0
+            if silent == PATIENCE:
+                job.say(f"{name}: its hosts have left nothing in {folder} yet: look at one of them")
         except UserError as error:
-            if not begun:
+            if told is None:
                 raise
             job.say(f"{name}: {error}")  # and look again, as the network may be back then
         wait()
-    if _state(asked):
+        with _told_only(name):
+            files = _files(asked)
+    if _state(asked)[0]:
         job.run(_delete(asked), capture_output=True)
-    where = f"its TPUs are given back; see {_folder(asked)}"
-    if GAVE_UP in ended:
+    where = f"its TPUs are given back; see {folder}"
+    if failed == ATTEMPTS:
+        raise UserError(f"{name} could not be had, {ATTEMPTS} times in a row: see above for why")
+    if GAVE_UP in files:
         raise UserError(f"{name} failed again and again, and {where}{GAVE_UP} and *.log there")
-    job.say(f"{name}: finished, and {where}")
+    if told is not None:
+        job.say(f"{name}: finished, and {where}")
 
 
-def create(asked: job.Job, generation: str, shape: str, startup_script: Path) -> list[str]:
+def create(asked: job.Job, startup_script: Path) -> list[str]:
     """The command that asks for the TPUs."""
     own = asked.flags
+    generation, _ = topology.parse(own.topology)
     nodes = [f"--node-id={own.name}"]
     if own.num_slices > 1:
         nodes = [f"--node-count={own.num_slices}", f"--node-prefix={own.name}"]
     return [
         *_gcloud(asked, "create", own.name),
         *nodes,
-        f"--accelerator-type={cloud.accelerator_type(generation, shape)}",
+        f"--accelerator-type={cloud.accelerator_type(asked)}",
         f"--runtime-version={own.runtime_version or RUNTIMES[generation]}",
         f"--metadata-from-file=startup-script={startup_script}",
         *(["--spot"] if own.spot else []),
@@ -124,51 +160,80 @@ def create(asked: job.Job, generation: str, shape: str, startup_script: Path) ->
 def startup(asked: job.Job) -> str:
     """What every host runs when it has come up."""
     registry, slash, _ = asked.flags.image.partition("/")
+    options = [
+        f"--{name}={value}" if group == "write" else f"--{group}-{name}={value}"
+        for group, each in cloud.MOUNT.items()
+        for name, value in each.items()
+    ]
     return _SCRIPT.format(
         bucket=shlex.quote(cloud.bucket_name(asked)),
         mounted=cloud.MOUNTED,
+        options=" ".join(options),
         registry=shlex.quote(registry if slash and "." in registry else ""),
         image=shlex.quote(asked.flags.image),
         seconds=SECONDS_TO_SAVE,
+        between=SECONDS,
         command=job.shown(cloud.until_finished(asked)),
         workdir=shlex.quote(cloud.mounted(asked)),
-        gave_up=GAVE_UP,
-        log=f'{shlex.quote(cloud.mounted(asked))}/"$(hostname)".log',
+        gave_up=shlex.quote(_folder(asked) + GAVE_UP),
     )
 
 
 _SCRIPT = """\
 #!/usr/bin/env bash
-set -euo pipefail
+set -Eeuo pipefail
 bucket={bucket}
 registry={registry}
 image={image}
+workdir={workdir}
 
-if ! command -v gcsfuse >/dev/null; then
+give_up() {{
+  echo "$(hostname): $1" | gcloud storage cp - {gave_up}
+}}
+trap 'give_up "line $LINENO of the startup script failed"' ERR
+
+again() {{  # what may fail for a while
+  for _ in 1 2 3 4; do
+    if "$@"; then return; fi
+    sleep 15
+  done
+  "$@"
+}}
+
+install_gcsfuse() {{
   source=https://packages.cloud.google.com/apt
   key=/usr/share/keyrings/cloud.google.asc
-  curl --silent --show-error --fail --output "$key" "$source/doc/apt-key.gpg"
-  echo "deb [signed-by=$key] $source gcsfuse-$(lsb_release --codename --short) main" \\
+  again curl --silent --show-error --fail --output "$key" "$source/doc/apt-key.gpg"
+  echo "deb [signed-by=$key] $source gcsfuse-$(lsb_release --codename --short) main" \
     >/etc/apt/sources.list.d/gcsfuse.list
-  apt-get update --quiet
-  apt-get install --quiet --yes gcsfuse
-fi
+  again apt-get -o DPkg::Lock::Timeout=600 --quiet update
+  again apt-get -o DPkg::Lock::Timeout=600 --quiet --yes install gcsfuse
+}}
+command -v gcsfuse >/dev/null || install_gcsfuse
 mkdir -p {mounted}
-# With whole files what is flushed is in the bucket; else a file is there once it is closed.
 mountpoint --quiet {mounted} ||
-  gcsfuse --implicit-dirs --enable-streaming-writes=false -o allow_other "$bucket" {mounted}
+  again gcsfuse --implicit-dirs {options} -o allow_other "$bucket" {mounted}
 
-mkdir -p {workdir}
+mkdir -p "$workdir"
 if [ -n "$registry" ]; then
   gcloud auth configure-docker "$registry" --quiet
 fi
+again docker pull --quiet "$image"
 docker rm --force inception_jax 2>/dev/null || true
+
+# What is said goes into the bucket as whole files.
+log=$(mktemp)
+kept="$workdir/$(hostname)-$(date +%Y%m%dT%H%M%S).log"
+while sleep {between}; do cp "$log" "$kept"; done >/dev/null 2>&1 &
+copying=$!
 code=0
-docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \\
-  --volume {mounted}:{mounted} "$image" \\
-  {command} 2>&1 | tee --append {log} || code=$?
-if [ "$code" -ge 125 ] && [ "$code" -le 127 ]; then  # docker's own, as of a wrong image
-  echo "docker run ended with exit code $code" >{workdir}/{gave_up}
+docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \
+  --volume {mounted}:{mounted} "$image" \
+  {command} 2>&1 | tee "$log" || code=$?
+kill "$copying"
+cp "$log" "$kept"
+if [ "$code" -ge 125 ] && [ "$code" -le 127 ]; then  # docker's own
+  give_up "docker run ended with exit code $code"
 fi
 exit "$code"
 """
@@ -184,13 +249,29 @@ def _delete(asked):
     return _gcloud(asked, "delete", asked.flags.name, "--force", "--quiet")
 
 
+def _attend(asked, creation):
+    """Deletes what was taken away, and asks for TPUs where there are none.
+
+    Returns:
+      The state that was found, and why it failed; empty strings where there was none.
+    """
+    state, why = _state(asked)
+    if state in GONE:
+        job.run(_delete(asked), capture_output=True)
+    elif not state:
+        job.run(creation, capture_output=True)
+    return state, why
+
+
 def _state(asked):
-    """Of the queued resource, or an empty string where there is none."""
+    """Of the queued resource, and why it failed; empty strings where there is none."""
     listed = job.run(_gcloud(asked, "list", "--format=json"), capture_output=True)
     for resource in json.loads(listed.stdout or "[]"):
         if resource["name"].rpartition("/")[2] == asked.flags.name:
-            return resource["state"]["state"]
-    return ""
+            state = resource["state"]
+            error = state.get("failedData", {}).get("error", {})
+            return state["state"], " ".join(error.get("message", "").split())
+    return "", ""
 
 
 def _folder(asked):
@@ -198,18 +279,19 @@ def _folder(asked):
     return f"{asked.flags.bucket.rstrip('/')}/{asked.workdir.rstrip('/')}/"
 
 
-def _look(asked):
-    return ["gcloud", "storage", "ls", _folder(asked)]
-
-
 def _files(asked):
     """What is in the run's folder; nothing, as long as there is none."""
-    return {line.rpartition("/")[2] for line in _quietly(_look(asked)).splitlines()}
+    listed = bucket.told("ls", _folder(asked))
+    return {line.rstrip("/").rpartition("/")[2] for line in listed.splitlines()}
 
 
-def _quietly(command):
-    """What a command prints, which may fail."""
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+@contextlib.contextmanager
+def _told_only(name):
+    """Says what fails for a while, as a network that is away."""
+    try:
+        yield
+    except UserError as error:
+        job.say(f"{name}: {error}")
 
 
 def _define(values):

@@ -111,6 +111,16 @@ def test_several_processes_here(dry_run, shell, tmp_path, monkeypatch):
         assert others == ["--num_processes=3", f"--process_id={number}"]
 
 
+@pytest.mark.parametrize("value", ["workdir", "bucket=x", "dry_run", "num_processes"])
+def test_values_are_not_taken_for_the_launchers_flags(dry_run, shell, tmp_path, monkeypatch, value):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    arguments = ("--config", "configs/digits.py", "--config.data.dir", value, "--config.seed", "3")
+    printed = dry_run(local, *arguments, "--workdir", "x")
+    (command,) = shell(printed, "python")
+    expected = (CONFIG, f"--config.data.dir={value}", "--config.seed=3", "--workdir=x")
+    assert command[3:] == [*expected]
+
+
 def test_one_process_needs_no_address(dry_run, tmp_path):
     printed = dry_run(local, CONFIG, f"--workdir={tmp_path}")
     assert printed.count("\n") == 1
@@ -125,15 +135,12 @@ def test_slurm(dry_run, shell, tmp_path, bucket):
     ((path, script),) = files(printed).items()
     assert shell(printed, "sbatch") == [["sbatch", path]]
     assert (workdir / "slurm.sh").read_text() == script
-    for line in (
-        "--nodes=2",
-        "--gpus-per-node=4",
-        "--cpus-per-gpu=8",
-        "--ntasks-per-node=1",
+    assert re.findall("^#SBATCH (.*)$", script, re.M) == [
+        *("--job-name=first", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4"),
+        *("--cpus-per-gpu=8", "--partition=gpu", "--time=1-00:00:00"),
+        *(f"--output={workdir}/slurm-%j.log", "--open-mode=append", "--signal=B:USR1@120"),
         "--requeue",
-    ):
-        assert f"#SBATCH {line}\n" in script
-    assert "#SBATCH --signal=B:USR1@120\n" in script
+    ]
     *_, command = shell(script, "srun")
     assert command[0] == "srun"
     if bucket:
@@ -143,7 +150,7 @@ def test_slurm(dry_run, shell, tmp_path, bucket):
         text = command[3].replace(python, "python")
         for rank, copying in (("0", True), ("1", False)):
             *_, started = shell(f"export SLURM_PROCID={rank}\n{text}", "python")
-            copied = f"{bucket[0]}/first"
+            copied = f"{bucket[0]}{workdir}"
             assert (copied in started) == copying
             started = [part for part in started if part != copied]
             assert main_job(started, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
@@ -155,11 +162,10 @@ def test_slurm(dry_run, shell, tmp_path, bucket):
 # sends a signal to that and not to the batch script. What is run saves when it gets SIGTERM.
 SLURM = {
     "srun": """
-        bash -c 'trap "touch saved; exit 143" TERM; kill -USR1 $1; while :; do sleep 0.1; done' \\
-            run "$TO_SIGNAL" &
-        echo $! >step
+        bash -c 'trap "touch saved; exit 143" TERM; echo $$ >step; kill -USR1 $1
+            while :; do sleep 0.1; done' run "$TO_SIGNAL" &
         trap 'kill -KILL "$(cat step)"' TERM
-        wait "$(cat step)"; exit $?""",
+        wait $!; exit $?""",
     "scancel": '[ "$*" = "--signal=TERM 1" ] && kill -TERM "$(cat step)"',
     "scontrol": 'echo "scontrol $*" >>seen',
     "sleep": 'if [ "$1" = 600 ]; then echo "sleep $1" >>seen; else exec /bin/sleep "$1"; fi',
@@ -205,10 +211,17 @@ def test_a_slurm_job_that_ends_by_itself_is_not_queued_again(batch, code, called
 
 
 def test_slurm_in_a_container(dry_run, shell, tmp_path):
-    printed = dry_run(slurm, CONFIG, "--container=i:1", f"--workdir={tmp_path}/first")
+    """Commas are Pyxis's own, and in the folders of a sweep's trials."""
+    workdir = tmp_path / "some" / "model.branches=1x1,pool"
+    data = "--config.data.dir=/sets"
+    printed = dry_run(slurm, CONFIG, data, "--container=i:1", f"--workdir={workdir}")
     *_, command = shell(next(iter(files(printed).values())), "srun")
-    assert "--container-image=i:1" in command
-    assert f"--container-mounts={ROOT},{tmp_path}/first" in command
+    assert command[:4] == [
+        *("srun", "--container-image=i:1", f"--container-mounts={ROOT},{workdir.parent},/sets"),
+        f"--container-workdir={ROOT}",
+    ]
+    assert command[4] == "python3"
+    assert main_job(command, workdir) == [CONFIG, data, WAITING, f"--workdir={workdir}"]
 
 
 def test_cloud_tpu(dry_run, shell):
@@ -222,33 +235,104 @@ def test_cloud_tpu(dry_run, shell):
         *(f"--metadata-from-file=startup-script={path}", "--spot"),
     ]
     assert look[1:] == ["storage", "ls", "gs://some-bucket/a folder/runs/first/"]
-    assert (state[4], delete[4:6]) == ("list", ["delete", "first"])
-    programs = ("gcsfuse", "mountpoint", "docker", "gcloud", "mkdir", "tee")
-    *_, docker = (each for each in shell(script, *programs) if each[:2] == ["docker", "run"])
-    assert docker[:2] == ["docker", "run"]
-    assert docker[docker.index("--volume") + 1] == "/mnt/bucket:/mnt/bucket"
-    assert "us-docker.pkg.dev/p/r/i:1" in docker
+    where = ["--zone=us-west4-a", "--project=p"]
+    assert state[4:] == ["list", "--format=json", *where]
+    assert delete[4:] == ["delete", "first", "--force", "--quiet", *where]
     workdir = "/mnt/bucket/a folder/runs/first"
+    programs = ("gcsfuse", "docker", "gcloud", "mkdir", "tee", "cp")
+    seen = [each for each in shell(script, *programs) if each[0] not in ("mkdir", "tee", "cp")]
+    *_, gcsfuse, login, pull, remove, docker = seen
+    assert gcsfuse == [
+        *("gcsfuse", "--implicit-dirs", "--enable-streaming-writes=false"),
+        *("--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0"),
+        *("-o", "allow_other", "some-bucket", "/mnt/bucket"),
+    ]
+    assert login == ["gcloud", "auth", "configure-docker", "us-docker.pkg.dev", "--quiet"]
+    image = "us-docker.pkg.dev/p/r/i:1"
+    assert pull == ["docker", "pull", "--quiet", image]
+    assert remove == ["docker", "rm", "--force", "inception_jax"]
+    at = docker.index("python")
+    assert docker[:at] == [
+        *("docker", "run", "--name", "inception_jax", "--privileged", "--network", "host"),
+        *("--stop-timeout", "60", "--volume", "/mnt/bucket:/mnt/bucket", image),
+    ]
     assert main_job(docker, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
 
 
-def test_a_container_that_does_not_start_gives_the_tpus_back(dry_run, tmp_path):
-    """Else they would wait for a run that never comes; what the run itself says is not touched."""
-    printed = dry_run(tpu, CONFIG, *CLOUD, "--zone=z")
-    script = next(iter(files(printed).values())).replace("/mnt/bucket", str(tmp_path / "bucket"))
+@pytest.mark.parametrize(
+    ("topology", "accelerator", "runtime"),
+    [  # as Cloud TPU's pages list them
+        ("v4:2x2x2", "v4-16", "tpu-ubuntu2204-base"),
+        ("v5e:1x1", "v5litepod-1", "v2-alpha-tpuv5-lite"),
+        ("v5p:2x2x2", "v5p-16", "v2-alpha-tpuv5"),
+        ("v6e:16x16", "v6e-256", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_names_of_tpus_and_of_their_runtimes(dry_run, shell, topology, accelerator, runtime):
+    printed = dry_run(tpu, CONFIG, *CLOUD, "--zone=z", f"--topology={topology}")
+    create, *_ = shell(printed, "gcloud")
+    names = {f"--accelerator-type={accelerator}", f"--runtime-version={runtime}"}
+    assert names <= set(create)
+    assert "--spot" not in create
+
+
+@pytest.fixture
+def host(dry_run, tmp_path):
+    """Returns host(**programs) -> (exit code, what was left in gave_up.txt, log in the bucket).
+
+    The startup script is run with the programs given, as lines of sh.
+    """
+    told, bucket = tmp_path / "gave_up.txt", tmp_path / "bucket"
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("gcsfuse", "mountpoint", "gcloud"):
-        (programs / name).symlink_to("/bin/true")
-    for code, gave_up in ((125, True), (0, False), (1, False), (143, False)):
-        (programs / "docker").write_text(f'#!/bin/sh\n[ "$1" = rm ] || exit {code}\n')
-        (programs / "docker").chmod(0o755)
+    copied = "storage cp - gs://some-bucket/a folder/runs/first/gave_up.txt"
+
+    def run(**given):
+        printed = dry_run(tpu, CONFIG, *CLOUD, "--zone=z")
+        script = next(iter(files(printed).values())).replace("/mnt/bucket", str(bucket))
+        every = {
+            "gcloud": f'if [ "$*" = "{copied}" ]; then cat >{told}; fi',
+            "mountpoint": "exit 1",
+            "gcsfuse": "exit 0",
+            "sleep": "exec /bin/sleep 0.1",
+        }
+        for name, text in (every | given).items():
+            (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+            (programs / name).chmod(0o755)
         path = {"PATH": f"{programs}:{os.environ['PATH']}"}
-        finished = subprocess.run(["bash", "-c", script], env=path, check=False)
-        assert finished.returncode == code
-        told = tmp_path / "bucket/a folder/runs/first/gave_up.txt"
-        assert told.exists() == gave_up
-        told.unlink(missing_ok=True)
+        finished = subprocess.run(["bash", "-c", script], env=path, check=False, timeout=60)
+        why = told.read_text() if told.exists() else ""
+        logs = sorted((bucket / "a folder/runs/first").glob("*.log"))
+        return finished.returncode, why, [log.read_text() for log in logs]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("code", "gave_up"),
+    [(125, "docker run ended with exit code 125"), (0, ""), (1, ""), (3, ""), (143, "")],
+)
+def test_a_container_that_does_not_start_gives_the_tpus_back(host, code, gave_up):
+    """Else they would wait for a run that never comes; what the run itself says is not touched."""
+    ended, told, logs = host(docker=f'[ "$1" != run ] || {{ echo "a word"; exit {code}; }}')
+    assert ended == code
+    assert told.rstrip("\n").endswith(gave_up)
+    assert bool(told) == bool(gave_up)
+    assert logs == ["a word\n"]
+
+
+@pytest.mark.parametrize("program", ["gcsfuse", "docker"])
+def test_a_host_that_cannot_begin_gives_the_tpus_back(host, program):
+    """As where there is no such bucket or image: told by gcloud, which needs no mounted bucket."""
+    ended, told, _ = host(**{program: "exit 9"})
+    assert ended == 9
+    assert re.search(r"line \d+ of the startup script failed\n$", told)
+
+
+def test_what_fails_for_a_while_is_tried_again(host, tmp_path):
+    once = f"if [ ! -e {tmp_path}/failed ]; then touch {tmp_path}/failed; exit 9; fi"
+    assert host(gcsfuse=once, docker="exit 0")[:2] == (0, "")
+    assert (tmp_path / "failed").exists()
 
 
 def test_several_slices_of_cloud_tpu(dry_run, shell):
@@ -273,34 +357,62 @@ def jobset_schema():
 
 
 @pytest.mark.parametrize(
-    ("topology", "accelerator", "hosts", "chips"),
+    ("topology", "slices", "accelerator", "hosts", "chips"),
     [
-        ("v5e:4x4", "tpu-v5-lite-podslice", 4, 4),
-        ("v5e:1x1", "tpu-v5-lite-podslice", 1, 1),
-        ("v5p:2x2x2", "tpu-v5p-slice", 2, 4),
-        ("v6e:16x16", "tpu-v6e-slice", 64, 4),
-        ("v4:2x2x1", "tpu-v4-podslice", 1, 4),
+        ("v5e:4x4", 3, "tpu-v5-lite-podslice", 4, 4),
+        ("v5e:1x1", 1, "tpu-v5-lite-podslice", 1, 1),
+        ("v5p:2x2x2", 3, "tpu-v5p-slice", 2, 4),
+        ("v6e:16x16", 2, "tpu-v6e-slice", 64, 4),
+        ("v6e:2x4", 1, "tpu-v6e-slice", 2, 4),
+        ("v4:2x2x1", 1, "tpu-v4-podslice", 1, 4),
     ],
 )
-def test_gke(dry_run, shell, jobset_schema, topology, accelerator, hosts, chips):
-    printed = dry_run(gke, *AWKWARD, *CLOUD, f"--topology={topology}", "--num_slices=3")
+def test_gke(dry_run, shell, jobset_schema, topology, slices, accelerator, hosts, chips):
+    options = (f"--topology={topology}", f"--num_slices={slices}", "--service_account=writer")
+    printed = dry_run(gke, *AWKWARD, *CLOUD, *options)
     ((path, text),) = files(printed).items()
     assert shell(printed, "kubectl") == [["kubectl", "apply", "--filename", path]]
     manifest = yaml.safe_load(text)
     strict(jobset_schema)
     jsonschema.validate(manifest, jobset_schema)
+    assert manifest["metadata"] == {
+        "name": "first",
+        "annotations": {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        },
+    }
     (replicated,) = manifest["spec"]["replicatedJobs"]
-    assert replicated["replicas"] == 3
+    assert replicated["replicas"] == slices
     one = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}}
     kubernetes_validate.validate(one | replicated["template"], "1.33", strict=True)
     spec = replicated["template"]["spec"]
     assert (spec["parallelism"], spec["completions"]) == (hosts, hosts)
+    assert (spec["completionMode"], spec["backoffLimit"]) == ("Indexed", 0)
+    assert spec["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
     pod = spec["template"]["spec"]
-    selector = pod["nodeSelector"]
-    assert selector["cloud.google.com/gke-tpu-accelerator"] == accelerator
-    assert selector["cloud.google.com/gke-tpu-topology"] == topology.partition(":")[2]
-    (container,) = pod["containers"]
-    assert container["resources"]["limits"] == {"google.com/tpu": chips}
+    (container,) = pod.pop("containers")
+    (volume,) = pod.pop("volumes")
+    assert pod == {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 300,
+        "serviceAccountName": "writer",
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": accelerator,
+            "cloud.google.com/gke-tpu-topology": topology.partition(":")[2],
+        },
+    }
+    assert volume["csi"] == {
+        "driver": "gcsfuse.csi.storage.gke.io",
+        "volumeAttributes": {
+            "bucketName": "some-bucket",
+            "mountOptions": "implicit-dirs,write:enable-streaming-writes:false,"
+            "metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0",
+        },
+    }
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/bucket"}]
+    assert container["image"] == "us-docker.pkg.dev/p/r/i:1"
+    assert container["securityContext"] == {"privileged": True}
+    assert container["resources"] == {"limits": {"google.com/tpu": chips}}
     workdir = "/mnt/bucket/a folder/runs/first"
     command = [expanded(part) for part in container["command"]]
     assert main_job(command, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
@@ -323,6 +435,11 @@ def strict(schema):
 def test_only_a_run_that_gave_up_is_not_started_again(dry_run):
     """By its own exit code, which neither a traceback nor SIGTERM has."""
     manifest = yaml.safe_load(next(iter(files(dry_run(gke, CONFIG, *CLOUD)).values())))
+    policy = manifest["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 1000
+    (failing,) = policy["rules"]
+    assert failing["action"] == "FailJobSet"
+    assert failing["onJobFailureReasons"] == ["PodFailurePolicy"]
     (slices,) = manifest["spec"]["replicatedJobs"]
     (rule,) = slices["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
@@ -339,9 +456,14 @@ def test_a_misspelt_field_of_a_manifest_is_caught(dry_run, jobset_schema):
 
 def test_xpk(dry_run, shell):
     (command,) = shell(dry_run(gke, *AWKWARD, *CLOUD, "--xpk", "--cluster=c"), "xpk")
-    assert command[:4] == ["xpk", "workload", "create", "--workload=first"]
-    assert {"--cluster=c", "--tpu-type=v5litepod-16", "--num-slices=1"} <= set(command)
-    (inner,) = (c.partition("=")[2] for c in command if c.startswith("--command="))
+    *options, last = command
+    assert options == [
+        *("xpk", "workload", "create", "--workload=first", "--cluster=c"),
+        *("--tpu-type=v5litepod-16", "--num-slices=1"),
+        *("--docker-image=us-docker.pkg.dev/p/r/i:1", "--max-restarts=1000"),
+        "--termination-grace-period-seconds=300",
+    ]
+    inner = last.removeprefix("--command=")
     *_, started = shell(inner, "python")
     workdir = "/mnt/bucket/a folder/runs/first"
     assert main_job(started, workdir) == [*AWKWARD, WAITING, f"--workdir={workdir}"]
@@ -366,6 +488,16 @@ def test_a_timeout_that_is_given_stays(dry_run):
         (local, (CONFIG, "--workdir=x", "--bucket=b"), "--bucket=b is no bucket"),
         (slurm, (CONFIG, "--workdir=x", "--nodes=0"), "--nodes=0: it must be 1 or more"),
         (slurm, (CONFIG, "--workdir=x", "--partition=a b"), "--partition=a b: sbatch reads"),
+        (slurm, (CONFIG, "--workdir=a b"), "--workdir=a b: sbatch reads"),
+        (slurm, (CONFIG, "--workdir=a%j"), "--workdir=a%j: sbatch reads"),
+        (slurm, (CONFIG, "--workdir=a,b/c", "--container=i"), "Pyxis mounts no folder with ,"),
+        (tpu, (CONFIG, *CLOUD, "--workdir=a[b]", "--zone=z"), "--workdir=a[b]: gcloud looks for"),
+        (gke, (CONFIG, *CLOUD, "--cluster=c"), "--cluster=c is for --xpk"),
+        (
+            gke,
+            (CONFIG, *CLOUD, "--topology=v5e:2x2", "--num_slices=2"),
+            "--num_slices=2: GKE joins slices of several hosts only, which v5e:2x2 is not",
+        ),
         (tpu, (CONFIG, *CLOUD), "no --zone given"),
         (tpu, (CONFIG, *CLOUD[1:], "--zone=z"), "no --name given"),
         (tpu, (CONFIG, *CLOUD, "--name=A_b", "--zone=z"), "--name='A_b': it must be of a-z"),

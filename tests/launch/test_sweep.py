@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from conftest import ROOT, newest, wait_until
 
 from launch import sweep, tpu, trials
 
+REAL = sys.executable
 BRANCHES = f"--config={ROOT}/configs/digits_branches.py"
 HEAD = "from configs import googlenet\n\ndef get_config():\n    return googlenet.get_config()\n\n"
 # In place of Python: leaves results made of the seed, without training, as BEHAVE says.
@@ -35,7 +38,7 @@ if where in workdir.name:
         pathlib.Path(os.environ["SEEN"]).open("a").write("told\\n")
         sys.exit(0)
     sys.exit(int(how))
-workdir.mkdir(parents=True)
+workdir.mkdir(parents=True, exist_ok=True)
 results = {{"top1": 0.9 + values.seed / 100, "top5": 1.0, "loss": 0.5 * (values.seed + 1)}}
 results["config"] = json.loads(values.to_json_best_effort())
 (workdir / "results.json").write_text(json.dumps(results))
@@ -171,12 +174,16 @@ def test_names_of_folders_are_safe_short_and_unique(recipe):
         (["--set=batch_size=32,32"], "trials batch_size=32 and batch_size=32 are the same"),
         (["--set=model.width=0.5,.50"], "trials model.width=0.5 and model.width=.50 are the same"),
         (["--seeds=-1"], "--seeds=-1: it must be 1 or more"),
+        (["--seeds=0"], "--seeds=0: it must be 1 or more"),
         (["--seeds=many"], "many"),
         (["--seeds=2", "--config.model.lnr=true"], "unknown config field config.model.lnr"),
         (["--seeds=2", "--sed=1"], "unknown flag --sed"),
         (["--seeds=2", "--print_jobs="], "it must begin with local, tpu, gke, slurm"),
         (["--seeds=2", "--print_jobs=cloud -x"], "it must begin with local, tpu, gke, slurm"),
         (["--seeds=2", "--print_jobs=tpu 'x"], "No closing quotation"),
+        (["--seeds=2", "--print_jobs=slurm --node=2"], "--print_jobs=slurm: unknown flag --node"),
+        (["--seeds=2", "--print_jobs=slurm --nodes=0"], "--print_jobs=slurm: --nodes=0: it must"),
+        (["--seeds=2", "--print_jobs=tpu --zone=z"], "--print_jobs=tpu: no --image given"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_line_before_anything_runs(
@@ -323,17 +330,20 @@ def test_what_comes_with_weights_is_no_other_override(run, tmp_path, capfd):
 
 def test_a_line_a_trial_is_printed_for_launchers(run, recipe, capfd):
     config = recipe("yield {'data.dir': \"it's a b\"}")
-    options = "--zone=us-west4-a --note='a b'"
+    options = "--nodes=2 --container='a b'"
     shared = "--config.optim.betas=(0.8, 0.9)"
-    line = config, shared, "--seeds=2", f"--print_jobs=launch.tpu {options}"
-    assert run(*line) == (0, [])
+    line = config, shared, f"--print_jobs=launch.slurm {options}"
+    assert run(*line, "--seeds=2") == (0, [])
     out, error = capfd.readouterr()
     assert error == ""
     found = [shlex.split(text) for text in out.splitlines()]
     assert len(found) == 2
+    assert run(*line, "--seeds=3") == (0, [])
+    assert capfd.readouterr().out.startswith(out)  # a trial's job keeps its name
+    assert len({words[5] for words in found}) == 2
     for seed, words in enumerate(found):
-        assert words[:5] == ["python", "-m", "launch.tpu", "--zone=us-west4-a", "--note=a b"]
-        assert words[5] == f"--name=runs-{seed + 1}"
+        assert words[:5] == ["python", "-m", "launch.slurm", "--nodes=2", "--container=a b"]
+        assert re.fullmatch("--name=runs-[0-9a-f]{8}", words[5])
         expected = [config, shared, "--config.data.dir=it's a b", f"--config.seed={seed}"]
         assert words[6:-1] == expected
         assert words[-1].startswith("--workdir=")
@@ -385,6 +395,31 @@ OPTIONS = (
     *("--config.model.modules=3a,4a,5b", "--config.epochs=0.5"),
     *("--config.schedule.warmup_epochs=0", "--config.checkpoint.every_steps=10"),
 )
+
+
+def test_a_trial_that_outlives_its_sweep_is_waited_for(run, recipe, tmp_path, capfd):
+    """As it does when the sweep alone is killed, for want of memory or by hand."""
+    held = tmp_path / "runs" / "seed=1"
+    script = f"""
+import pathlib, sys
+from inception_jax import workdir
+with workdir.hold(pathlib.Path({str(held)!r})):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    left = subprocess.Popen(
+        [REAL, "-c", script],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert left.stdout.readline() == b"held\n"
+    ending = threading.Timer(2, left.stdin.close)
+    ending.start()
+    code, seen = run(recipe(""), "--seeds=2")
+    assert (code, seen) == (0, ["seed=0", "seed=1"])
+    assert left.wait(timeout=60) == 0
+    assert capfd.readouterr().err == f"a run is still at work in {held}: waiting for it\n"
 
 
 def start(workdir):
