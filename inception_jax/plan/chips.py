@@ -13,7 +13,7 @@ class Chip(NamedTuple):
     Attributes:
       cores: of a chip.
       flops: dense bfloat16 operations a second; float32 convolutions run in bfloat16 passes too.
-      hbm: bytes of memory, before the compiler's own share.
+      hbm: bytes of memory, as published; the compiler says how many of them programs may use.
       hbm_bandwidth: bytes a second.
       ici: bytes a second out of a chip to its neighbours in the slice, over all its links together.
       dcn: bytes a second out of a chip's share of its host's network to other slices; None where
@@ -66,7 +66,7 @@ CHIPS = {
         hbm_bandwidth=2_765e9,
         ici=1_200e9 / 2,  # published for both directions
         dcn=50e9 / 8,
-        slices=(*_CUBES, "16x16x16", "16x16x24"),
+        slices=(*_CUBES, "4x4x12", "4x8x12", "8x8x12", "16x16x16", "16x16x24"),
         source="docs.cloud.google.com/tpu/docs/v5p",
     ),
     "v6e": Chip(

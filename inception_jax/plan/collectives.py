@@ -42,32 +42,59 @@ class Collective(NamedTuple):
         return self.times * self.size * share
 
 
-def read(program: hlo.Program, num_devices: int, slices: int) -> list[Collective]:
+def read(program: dict[str, hlo.Computation], num_devices: int, slices: int) -> list[Collective]:
     """Finds the collective operations of a compiled program.
+
+    A TPU overlaps some with computation: the parts of such a one are in several fusions, each of
+    which has it written down. A sum that is scattered is a fusion of the sum and a slice.
 
     Args:
       program: a compiled one.
       num_devices: of the mesh.
       slices: of TPUs.
     """
-    found = []
-    for instruction, times, _ in program:
-        sizes, rest = hlo.sizes(instruction.type), instruction.rest
-        kind = instruction.opcode.removesuffix("-start")
-        if kind == "send" and "_xla_megascale" in rest:
-            found.append(Collective(BETWEEN_SLICES, sizes[0], slices, times))
-        if kind not in KINDS:
-            continue
-        if instruction.opcode == "all-gather-start":
-            sizes = sizes[len(sizes) // 2 :]  # what goes in stands before what comes out
-        if instruction.opcode == "collective-permute-start":
-            sizes = sizes[1:2]
-        written = re.search(r"replica_groups=(.*?)(?:, \w+=|$)", rest)
-        devices = len(groups(written[1], num_devices)[0]) if written else num_devices
-        size = sum(sizes) * (devices if kind == "reduce-scatter" else 1)
-        if devices > 1:
-            found.append(Collective(kind, size, devices, times))
+    found, seen = [], set()
+    for name, computation in program.items():
+        for each in computation.instructions.values():
+            kind = each.opcode.removesuffix("-start")
+            times = computation.times
+            if kind == "send" and "_xla_megascale" in each.rest:
+                found.append(Collective(BETWEEN_SLICES, each.arrays[0].size, slices, times))
+            if kind not in KINDS or (within(each, computation) and channel(each) in seen):
+                continue
+            seen.add(channel(each))
+            written = re.search(r"replica_groups=(.*?)(?:, \w+=|$)", each.rest)
+            devices = len(groups(written[1], num_devices)[0]) if written else num_devices
+            size = sum(a.size for a in results(each)) * (devices if kind == "reduce-scatter" else 1)
+            if scatters(name):
+                kind = "reduce-scatter"
+            if devices > 1:
+                found.append(Collective(kind, size, devices, times))
     return found
+
+
+def results(each: hlo.Instruction) -> list[hlo.Array]:
+    """What comes out of a collective; of its start what goes in is written before that."""
+    if each.opcode == "all-gather-start":
+        return each.arrays[len(each.arrays) // 2 :]
+    return each.arrays[1:2] if each.opcode == "collective-permute-start" else each.arrays
+
+
+def within(each: hlo.Instruction, computation: hlo.Computation) -> bool:
+    """Whether an instruction is a collective, or its start or end, that is part of a fusion."""
+    custom = each.opcode == "custom-call" and "AsyncCollective" in each.rest
+    return computation.inside and (each.opcode in KINDS or custom)
+
+
+def channel(each: hlo.Instruction) -> str:
+    """What the parts of a collective have in common."""
+    found = re.search(r"channel_id=(\d+)", each.rest)
+    return found[1] if found else each.name
+
+
+def scatters(computation: str) -> bool:
+    """Whether a fusion is a sum of which each device keeps its part, by its computation's name."""
+    return computation.startswith("all-reduce-scatter")
 
 
 def groups(written: str, num_devices: int) -> np.ndarray | list[np.ndarray]:

@@ -1,5 +1,6 @@
 """Reading the text of a compiled program: its instructions, and how often each is run."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -13,8 +14,24 @@ _CALLED = re.compile(
 )
 _INSIDE = ("calls", "to_apply")  # parts of one instruction
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+)(?:e\w+)?\[([\d,]*)\]")
-_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while")
+# Of f32[8,4]{1,0:T(8,128)S(1)}: what of, the sides, their order from the fastest, tiles and space.
+_ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+)(?:e\w+)?\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+
+
+class Array(NamedTuple):
+    """An array as it lies in a memory.
+
+    Attributes:
+      shape: its sides.
+      size: bytes, without padding.
+      padded: bytes with the padding of its layout.
+      main: whether it is in the main memory, and not closer to the processor.
+    """
+
+    shape: tuple[int, ...]
+    size: int
+    padded: int
+    main: bool
 
 
 class Instruction(NamedTuple):
@@ -37,116 +54,146 @@ class Instruction(NamedTuple):
         """The names of what it is computed from."""
         return re.findall(r"%([\w.-]+)", self.rest.partition(")")[0])
 
+    @property
+    def called(self) -> str:
+        """The computation that a fusion is made of."""
+        found = re.search(r"calls=%?([\w.-]+)", self.rest)
+        return found[1] if found else ""
 
-class Program:
-    """A program and its computations, the first of which is run once."""
+    @property
+    def arrays(self) -> list[Array]:
+        """Of the result."""
+        return arrays(self.type)
 
-    def __init__(self, text: str):
-        """Reads a program.
 
-        Args:
-          text: optimised HLO, as compiled.as_text() has it.
-        """
-        self._computations: dict[str, dict[str, Instruction]] = {}
-        self._roots: dict[str, Instruction] = {}
-        self._times: dict[str, int] = {}
-        computation = ""
-        for line in text.splitlines():
-            if header := _COMPUTATION.match(line):
-                computation = header[2]
-                self._computations[computation] = {}
-                if header[1]:
-                    self._times[computation] = 1
-            elif found := _INSTRUCTION.match(line):
-                root, *parts = found.groups()
-                instruction = Instruction(*parts)
-                self._computations[computation][instruction.name] = instruction
-                if root:
-                    self._roots[computation] = instruction
-        # who calls a computation, and how often in a run of its own
-        self._callers: dict[str, list[tuple[str, int]]] = {}
-        self._inside: set[str] = set()
-        for name, instructions in self._computations.items():
-            for instruction in instructions.values():
-                self._note_calls(name, instruction)
-        for name in self._callers:
-            self._count(name)
+class Computation(NamedTuple):
+    """A named part of a program.
 
-    def __iter__(self) -> Iterator[tuple[Instruction, int, list[str]]]:
-        """Yields each instruction, how often it is run (in unknown loops once), operands' types."""
-        for name in self._computations:
-            for instruction, given in self._with_operands(name):
-                yield instruction, self._times.get(name, 0), given
+    Attributes:
+      name: unique in its program.
+      instructions: by their names.
+      times: how often it is run in a step; in unknown loops once.
+      inside: it is a part of an instruction of another one, as of a fusion.
+      root: the name of its result.
+    """
 
-    def repeated_traffic(self) -> int:
-        """Bytes that are read and written by loops when they run again.
+    name: str
+    instructions: dict[str, Instruction]
+    times: int
+    inside: bool
+    root: str
 
-        XLA counts every loop as if it ran once. Here, an instruction reads its operands and writes
-        its result; XLA leaves out what it holds closer to the processor.
-        """
-        total = 0
-        for name in self._computations.keys() - self._inside:
-            again = max(self._times.get(name, 0) - 1, 0)
-            for each, given in self._with_operands(name):
-                if each.opcode not in _FREE and not each.opcode.endswith("-done"):
-                    total += again * sum(sum(sizes(t)) for t in (each.type, *given))
-        return total
+    def given(self, instruction: Instruction) -> list[Instruction]:
+        """What an instruction is computed from."""
+        return [self.instructions[o] for o in instruction.operands if o in self.instructions]
 
-    def _with_operands(self, computation):
-        instructions = self._computations[computation]
-        for each in instructions.values():
-            yield each, [instructions[o].type for o in each.operands if o in instructions]
+    def results(self) -> list[Instruction]:
+        """What its result is made of: one, or the parts of a tuple."""
+        root = self.instructions[self.root]
+        return self.given(root) if root.opcode == "tuple" else [root]
 
-    def _note_calls(self, caller, instruction):
-        trips = self._trips(instruction) if instruction.opcode == "while" else 1
-        for how, one, _, several in _CALLED.findall(instruction.rest):
-            for called in [one] if one else re.findall(r"[\w.-]+", several):
-                self._callers.setdefault(called, []).append((caller, trips))
-                if how in _INSIDE and instruction.opcode != "call":
-                    self._inside.add(called)
+    def parameters(self) -> list[Instruction]:
+        """Its own, in their order."""
+        found = [each for each in self.instructions.values() if each.opcode == "parameter"]
+        return sorted(found, key=lambda each: int(each.rest.partition(")")[0]))
 
-    def _trips(self, loop):
-        """How often a loop runs, which counts from 0 in steps up to a limit; 1 if it does not."""
-        if known := _TRIPS.search(loop.rest):
-            return int(known[1])
-        condition, body = (
-            re.search(rf"{name}=%?([\w.-]+)", loop.rest)[1] for name in ("condition", "body")
-        )
-        compare = self._roots[condition]
-        counter, limit = ([*compare.operands, "", ""])[:2]
-        index = re.search(r"index=(\d+)", self._rest(condition, counter))
-        limit = self._constant(condition, limit)
-        if not (index and limit and "direction=LT" in compare.rest):
-            return 1
-        operands = re.findall(r"%([\w.-]+)", self._roots[body].rest)
-        added = self._computations[body].get(operands[int(index[1])])
-        steps = [self._constant(body, name) for name in (added.operands if added else [])]
-        step = next(filter(None, steps), 0) if added and added.opcode == "add" else 0
-        return math.ceil(limit / step) if step else 1
 
-    def _rest(self, computation, name):
-        instruction = self._computations[computation].get(name)
-        return instruction.rest if instruction else ""
+def read(text: str) -> dict[str, Computation]:
+    """Reads a program.
 
-    def _constant(self, computation, name):
+    Args:
+      text: optimised HLO, as compiled.as_text() has it.
+
+    Returns:
+      Its computations by their names.
+    """
+    instructions: dict[str, dict[str, Instruction]] = {}
+    roots: dict[str, str] = {}
+    times: dict[str, int] = {}
+    name = ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            name = header[2]
+            instructions[name] = {}
+            if header[1]:
+                times[name] = 1
+        elif found := _INSTRUCTION.match(line):
+            root, *parts = found.groups()
+            each = Instruction(*parts)
+            instructions[name][each.name] = each
+            if root:
+                roots[name] = each.name
+    # who calls a computation, and how often in a run of its own
+    callers: dict[str, list[tuple[str, int]]] = {}
+    inside: set[str] = set()
+    for caller, lines in instructions.items():
+        for each in lines.values():
+            trips = _trips(each, instructions, roots) if each.opcode == "while" else 1
+            for how, one, _, several in _CALLED.findall(each.rest):
+                for called in [one] if one else re.findall(r"[\w.-]+", several):
+                    callers.setdefault(called, []).append((caller, trips))
+                    if how in _INSIDE and each.opcode != "call":
+                        inside.add(called)
+
+    @functools.cache
+    def count(name):
+        return times.get(name) or sum(count(by) * trips for by, trips in callers.get(name, []))
+
+    return {
+        name: Computation(name, lines, count(name), name in inside, roots.get(name, ""))
+        for name, lines in instructions.items()
+    }
+
+
+def every(
+    program: dict[str, Computation],
+) -> Iterator[tuple[Instruction, Computation]]:
+    """Yields each instruction and where it is, those inside of others, too."""
+    for computation in program.values():
+        for instruction in computation.instructions.values():
+            yield instruction, computation
+
+
+def arrays(written: str) -> list[Array]:
+    """The arrays of a written type."""
+    found = []
+    for kind, sides, order, layout in _ARRAY.findall(written):
+        shape = tuple(int(n) for n in sides.split(",") if n)
+        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+        lying = [shape[int(axis)] for axis in order.split(",") if axis]  # the fastest first
+        tile = re.match(r"T\(([\d,]+)\)", layout)
+        for axis, side in enumerate(reversed(tile[1].split(",")) if tile else ()):
+            if axis < len(lying):
+                lying[axis] = math.ceil(lying[axis] / int(side)) * int(side)
+        sizes = (math.prod(n) * bits // 8 for n in (shape, lying or shape))
+        found.append(Array(shape, *sizes, not re.search(r"S\([1-9]", layout)))
+    return found
+
+
+def _trips(loop, instructions, roots):
+    """How often a loop runs, which counts from 0 in steps up to a limit; 1 if it does not."""
+    if known := _TRIPS.search(loop.rest):
+        return int(known[1])
+    condition, body = (
+        re.search(rf"{name}=%?([\w.-]+)", loop.rest)[1] for name in ("condition", "body")
+    )
+    ending, beginning = instructions[condition], instructions[body]
+
+    def constant(computation, name):
         """The value of a whole number that is written down, else 0."""
-        instruction = self._computations[computation].get(name)
-        written = re.match(r"\d+", instruction.rest) if instruction else None
-        return int(written[0]) if written and instruction.opcode == "constant" else 0
+        each = computation.get(name)
+        written = re.match(r"\d+", each.rest) if each and each.opcode == "constant" else None
+        return int(written[0]) if written else 0
 
-    def _count(self, name):
-        if name not in self._times:
-            calls = self._callers.get(name, [])
-            self._times[name] = sum(self._count(by) * trips for by, trips in calls)
-        return self._times[name]
-
-
-def shapes(types: str) -> list[tuple[int, ...]]:
-    """The shape of each array in a written type."""
-    return [tuple(int(n) for n in shape.split(",") if n) for _, shape in _ARRAY.findall(types)]
-
-
-def sizes(types: str) -> list[int]:
-    """Bytes of each array in a written type, without the padding of its layout."""
-    bits = [8 if d == "pred" else int(re.search(r"\d+", d)[0]) for d, _ in _ARRAY.findall(types)]
-    return [math.prod(s) * b // 8 for s, b in zip(shapes(types), bits, strict=True)]
+    compare = ending[roots[condition]]
+    counter, limit = ([*compare.operands, "", ""])[:2]
+    index = re.search(r"index=(\d+)", ending[counter].rest) if counter in ending else None
+    end = constant(ending, limit)
+    if not (index and end and "direction=LT" in compare.rest):
+        return 1
+    operands = re.findall(r"%([\w.-]+)", beginning[roots[body]].rest)
+    added = beginning.get(operands[int(index[1])])
+    if not added or added.opcode != "add":
+        return 1
+    step = next(filter(None, (constant(beginning, name) for name in added.operands)), 0)
+    return math.ceil(end / step) if step else 1

@@ -1,6 +1,7 @@
 """Plans a config for a topology: compiles what has to be compiled."""
 
 import math
+import re
 import sys
 import time
 from typing import Any
@@ -43,10 +44,11 @@ def plan(name: str, config: ConfigDict, where: str, devices: list[Any], find_bat
         return program.make(changed, mesh, num_examples=num_examples, num_classes=num_classes)
 
     def compiled(batch_size, size):
+        prog = make(batch_size)
         _say(f"compiling for {batch_size:,} images of {size}x{size} on {where} ...")
         begin = time.monotonic()
         try:
-            return weigh.weigh(make(batch_size), size, available)
+            return weigh.weigh(prog, size, available)
         finally:
             _say(f"  {time.monotonic() - begin:.0f} s")
 
@@ -81,21 +83,45 @@ def plan(name: str, config: ConfigDict, where: str, devices: list[Any], find_bat
         chip=CHIPS.get(topology.parse(where)[0]),
         batch_size=batch_size,
         steps=[steps[size] for size in sizes],
-        counted=[_counted(config, num_classes, steps[size]) for size in sizes],
+        needed=[needed(config, num_classes, steps[size]) for size in sizes],
+        zeros=[zeros(config, num_classes, steps[size]) for size in sizes],
         epochs=config.epochs,
         total_steps=prog.total_steps,
         too_large=too_large,
     )
 
 
-def _counted(config, num_classes, step):
-    """Flops of a step's products by the cost command's count.
+def needed(config: ConfigDict, num_classes: int, step: weigh.Step) -> int:
+    """Flops of a step's products by the cost command's count, of the network as it was published.
 
-    Two for each valid multiply-add, once forward and twice back: for the gradients of the inputs
-    and of the weights. Nobody needs that of the images.
+    Two for each valid multiply-add, forward, and back for the gradient of the weights, unless they
+    are frozen, and for that of the inputs, if anything below is trained. Nobody needs that of the
+    images.
+
+    Args:
+      config: the whole config.
+      num_classes: of the data.
+      step: says how many images of which size.
     """
-    layers = count.layers(models.build(config.model, num_classes), step.image_size)
-    passes = [3 - (layer.depth == 1) for layer in layers]
+    model = config.model.copy_and_resolve_references()
+    model.space_to_depth = None
+    return _products(model, config.optim.freeze, num_classes, step)
+
+
+def zeros(config: ConfigDict, num_classes: int, step: weigh.Step) -> int:
+    """Flops of products with zeros, which a convolution over blocks of 2x2 pixels adds to these."""
+    built = _products(config.model, config.optim.freeze, num_classes, step)
+    return built - needed(config, num_classes, step)
+
+
+def _products(model, freeze, num_classes, step):
+    layers = count.layers(models.build(model, num_classes), step.image_size)
+
+    def trained(layer):
+        return not any(re.fullmatch(pattern, f"{layer.name}/kernel") for pattern in freeze)
+
+    lowest = min(layer.depth for layer in layers if layer.weights and trained(layer))
+    passes = [1 + trained(layer) + (layer.depth > lowest) for layer in layers]
     forward = [layer.valid_multiply_adds for layer in layers]
     return 2 * step.images * sum(map(math.prod, zip(passes, forward, strict=True)))
 

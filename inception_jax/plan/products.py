@@ -8,7 +8,7 @@ import numpy as np
 from inception_jax.plan import hlo
 
 
-def flops(program: hlo.Program, whole: bool = True) -> int:
+def flops(program: dict[str, hlo.Computation], whole: bool = True) -> int:
     """Two for each multiply-add of a pixel, as the cost command counts them; none for padding.
 
     Args:
@@ -16,13 +16,13 @@ def flops(program: hlo.Program, whole: bool = True) -> int:
       whole: loops count as often as they run; else once.
     """
     total = 0
-    for each, times, given in program:
+    for each, computation in hlo.every(program):
         if each.opcode not in ("convolution", "dot"):
             continue
         count = _dot if each.opcode == "dot" else _convolution
-        out, left, right = (hlo.shapes(t)[0] for t in (each.type, *given))
+        out, left, right = (e.arrays[0].shape for e in (each, *computation.given(each)))
         number = count(out, left, right, each.rest)
-        total += 2 * number * (times if whole else 1)
+        total += 2 * number * (computation.times if whole else 1)
     return total
 
 

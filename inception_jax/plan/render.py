@@ -18,20 +18,21 @@ LIMITS = {  # of roofline.Times
 def text(report: Report) -> str:
     """The whole report."""
     layout = " x ".join(f"{name} {size}" for name, size in report.layout.items())
-    what = "chips" if report.chip else "virtual devices of this CPU"
+    what = ("chip" if report.chip else "virtual device") + "s" * (report.num_devices > 1)
+    what += "" if report.chip else " of this CPU"
     lines = [
         f"{report.name} on {report.topology}: {report.model}, {report.batch_size:,} images a step,"
         f" {report.num_devices} {what} ({layout})",
         "",
     ]
     lines += _unit(report)
-    for step, counted in zip(report.steps, report.counted, strict=True):
+    for step, needed, zeros in report.rows():
         lines += ["", f"{step.images} images of {step.image_size}x{step.image_size}"]
         lines += _memory(step.memory)
-        lines += _flops(step, counted)
+        lines += _flops(step, needed, zeros)
         lines += _collectives(step.collectives)
         if report.chip:
-            lines += _times(report, step, counted)
+            lines += _times(report, step, needed)
     if report.too_large:
         told = f"{report.batch_size:,} images a step fit, {report.too_large:,} do not"
         lines += ["", f"the largest batch: {told}"]
@@ -68,21 +69,29 @@ def _memory(memory: Memory) -> Iterator[str]:
     yield _row("in all", _bytes(memory.needed)) + fits
 
 
-def _flops(step, counted) -> Iterator[str]:
+def _flops(step, needed, zeros) -> Iterator[str]:
     yield "  operations"
-    again = step.products / counted - 1
+    same = step.products == needed
     yield (
         _row("matrix products", _scaled(step.products, "FLOP"))
-        + (f", {again:+.2%} to what" if again else ", as")
-        + " the cost command counts: 2 a valid multiply-add, forward and twice back"
+        + (", as" if same else f", {step.products / needed - 1:+.2%} to what")
+        + " the cost command counts: 2 a valid multiply-add, forward and back"
     )
-    if again > 0:
-        yield f"{'':36}computed again, where it is not kept for want of memory"
+    if zeros:
+        yield f"{'':36}{zeros / needed:+.2%} with zeros, as the 7x7/2 is computed over blocks"
+    rest = step.products - needed - zeros
+    if rest:
+        why = "computed again, for want of memory" if rest > 0 else "left out: nothing needs them"
+        yield f"{'':36}{rest / needed:+.2%} {why}"
     yield (
         _row("others", _scaled(step.other_flops, "FLOP"))
         + f", {step.other_flops / step.products:.1%} of those: pooling, norms, ReLU, update"
     )
-    yield "  traffic of memory"
+    yield (
+        "  traffic of HBM, beside what stays in VMEM"
+        if step.memory.available
+        else "  traffic of memory"
+    )
     yield _row("read and written", _scaled(step.traffic, "B"))
 
 
@@ -100,7 +109,7 @@ def _collectives(collectives) -> Iterator[str]:
         yield _row("none", "")
 
 
-def _times(report, step, counted) -> Iterator[str]:
+def _times(report, step, needed) -> Iterator[str]:
     times = roofline.times(step, report.chip)
     yield "  at least, by"
     for name, title in LIMITS.items():
@@ -111,7 +120,7 @@ def _times(report, step, counted) -> Iterator[str]:
             yield _row(title, f"{1e3 * seconds:,.3f} ms") + (
                 ", which binds" if name == times.bound else ""
             )
-    found = roofline.ceilings(step, counted, report.chip, report.num_devices)
+    found = roofline.ceilings(step, needed, report.chip, report.num_devices)
     yield "  at most"
     yield _row("all chips", f"{found['images_per_second']:,.0f} images/s")
     yield _row("MFU", f"{found['mfu']:.1%}")
@@ -138,7 +147,9 @@ def _recipe(report):
     told = f"the whole recipe: {report.epochs:g} epochs, {report.total_steps:,} steps"
     if not report.chip:
         return told
+    hours = report.hours
+    lasting = f"{hours:,.2f} hours" if hours >= 1 else f"{60 * hours:,.2f} minutes"
     return (
-        f"{told}: at least {report.hours:,.2f} hours, {report.hours * report.num_devices:,.1f}"
-        " chip-hours, evaluation and checkpoints not counted"
+        f"{told}: at least {lasting}, {hours * report.num_devices:,.1f} chip-hours, evaluation and"
+        " checkpoints not counted"
     )

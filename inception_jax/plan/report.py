@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from inception_jax.plan import roofline
@@ -21,8 +22,9 @@ class Report:
       chip: None for CPUs, of which no speeds are known.
       batch_size: of all devices together.
       steps: the compiled step for each size of images that training sees.
-      counted: flops of the network's products for a device's share at each size, forward and back,
+      needed: flops of the network's products for a device's share at each size, forward and back,
         by the cost command's count of multiply-adds.
+      zeros: of products with zeros, where a convolution is computed over blocks of pixels.
       epochs: of the recipe.
       total_steps: of the recipe.
       too_large: the next larger batch, where this is the largest that fits; else None.
@@ -35,7 +37,8 @@ class Report:
     chip: Chip | None
     batch_size: int
     steps: list[Step]
-    counted: list[int]
+    needed: list[int]
+    zeros: list[int]
     epochs: float
     total_steps: int
     too_large: int | None = None
@@ -51,6 +54,10 @@ class Report:
         seconds = [roofline.times(step, self.chip).step for step in self.steps]
         return self.total_steps * sum(seconds) / len(seconds) / 3600
 
+    def rows(self) -> Iterator[tuple[Step, int, int]]:
+        """Yields each step, what it needs, and its products with zeros."""
+        return zip(self.steps, self.needed, self.zeros, strict=True)
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON values; bytes, flops and seconds of one chip and one step."""
         found = {
@@ -60,7 +67,7 @@ class Report:
             "mesh": self.layout,
             "devices": self.num_devices,
             "batch_size": self.batch_size,
-            "steps": [self._step(*each) for each in zip(self.steps, self.counted, strict=True)],
+            "steps": [self._step(*each) for each in self.rows()],
             "recipe": {"epochs": self.epochs, "steps": self.total_steps},
         }
         if self.chip:
@@ -73,7 +80,7 @@ class Report:
             found["largest_batch"] = {"fits": self.batch_size, "too_large": self.too_large}
         return found
 
-    def _step(self, step, counted):
+    def _step(self, step, needed, zeros):
         memory = step.memory._asdict()
         memory["needed"] = step.memory.needed
         flops = {"products": step.products, "others": step.other_flops, "all": step.flops}
@@ -81,7 +88,7 @@ class Report:
             "image_size": step.image_size,
             "images": step.images,
             "memory_bytes": memory,
-            "flops": flops | {"products_by_cost_command": counted},
+            "flops": flops | {"products_by_cost_command": needed, "products_with_zeros": zeros},
             "traffic_bytes": step.traffic,
             "collectives": [c._asdict() | {"sent": c.sent} for c in step.collectives],
         }
@@ -89,5 +96,5 @@ class Report:
             times = roofline.times(step, self.chip)
             found["roofline_seconds"] = times._asdict() | {"step": times.step}
             found["bound"] = times.bound
-            found["ceilings"] = roofline.ceilings(step, counted, self.chip, self.num_devices)
+            found["ceilings"] = roofline.ceilings(step, needed, self.chip, self.num_devices)
         return found

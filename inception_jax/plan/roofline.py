@@ -42,21 +42,21 @@ def times(step: Step, chip: Chip) -> Times:
     )
 
 
-def ceilings(step: Step, counted: int, chip: Chip, num_chips: int) -> dict[str, Any]:
+def ceilings(step: Step, needed: int, chip: Chip, num_chips: int) -> dict[str, Any]:
     """What follows from the times: images/s of all chips, and MFU.
 
     MFU is Model FLOPs Utilisation (Chowdhery et al. 2022, arXiv:2204.02311): the products that the
     network needs, forward and back, over what the chips could do meanwhile. What is computed a
-    second time to save memory is no use.
+    second time to save memory is no use, nor are products with zeros.
 
     Args:
       step: on one chip.
-      counted: flops of the network's products for it.
+      needed: flops of the network's products for it.
       chip: which it is.
       num_chips: that do the same.
     """
     seconds = times(step, chip).step
     return {
         "images_per_second": step.images * num_chips / seconds,
-        "mfu": counted / chip.flops / seconds,
+        "mfu": needed / chip.flops / seconds,
     }

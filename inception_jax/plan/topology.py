@@ -38,6 +38,8 @@ def parse(topology: str) -> tuple[str, int | str]:
     kind, _, shape = topology.partition(":")
     if kind == "cpu" and shape.isdecimal() and int(shape):
         return kind, int(shape)
+    if kind == "cpu":
+        raise UserError(f"--topology={topology} is unknown: write cpu:N, N being 1 or more")
     if kind not in CHIPS:
         raise UserError(
             f"--topology={topology} is unknown: take one of {_listed(CHIPS)}, or cpu:N for N"
@@ -62,14 +64,13 @@ def prepare(topology: str) -> None:
         os.environ["XLA_FLAGS"] = f"{given} {count}".strip()
         return
     os.environ.update(_WITHOUT_CHIPS)
-    if "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu"):
+    given = os.environ.get("TPU_LIBRARY_PATH")
+    if not given and importlib.util.find_spec("libtpu"):
         return
-    library = FOLDER / "libtpu" / "libtpu.so"
+    library = Path(given or FOLDER / "libtpu" / "libtpu.so")
     if not library.exists():
-        raise UserError(
-            f"--topology={topology} needs the TPU compiler, which needs no TPU: type pip install"
-            f" --no-deps --target {FOLDER} '{requirement()}'"
-        )
+        missing = f"TPU_LIBRARY_PATH={given} is not there" if given else "which needs no TPU"
+        raise UserError(f"--topology={topology} needs the TPU compiler, {missing}: {_install()}")
     os.environ["TPU_LIBRARY_PATH"] = str(library)
 
 
@@ -100,9 +101,14 @@ def devices(topology: str, slices: int) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--topology={topology}: libtpu does not know it ({str(error).splitlines()[0]})"
+            f"--topology={topology}: the TPU compiler cannot be used"
+            f" ({str(error).splitlines()[0]}): {_install()}"
         ) from None
     return found.devices
+
+
+def _install():
+    return f"type pip install --no-deps --upgrade --target {FOLDER} '{requirement()}'"
 
 
 def _listed(kinds):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from inception_jax.plan import collectives, hlo, products
+from inception_jax.plan.traffic import traffic
 from inception_jax.program import Program
 
 GIB = 2**30
@@ -18,7 +19,7 @@ class Memory(NamedTuple):
 
     Attributes:
       held: the state and the batch, padded as they lie there.
-      next_batch: which is on its way while the step runs.
+      next_batch: which is on its way while the step runs, padded, too.
       temporaries: what the step computes in between, and its metrics.
       code: the program.
       available: what programs may use; None where that is not known.
@@ -55,7 +56,7 @@ class Step(NamedTuple):
       memory: what it takes.
       products: flops of its convolutions and fully connected layers.
       other_flops: of all else: activations, pooling, normalisation, the update.
-      traffic: bytes that it reads and writes.
+      traffic: bytes that it reads from the main memory and writes there.
       collectives: operations with other devices.
     """
 
@@ -87,8 +88,8 @@ class TooLarge(Exception):
 def weigh(prog: Program, size: int, available: int | None) -> Step:
     """Compiles a training step for the devices of its mesh, and reads what came out.
 
-    XLA counts what a loop does once, however often it runs, so what it does again is added here:
-    products and traffic by its instructions, other operations in proportion to the products.
+    XLA counts what a loop does once, however often it runs. So products and traffic are counted
+    here, by the program's instructions, and other operations grow in proportion to the products.
 
     Args:
       prog: from program.make.
@@ -99,38 +100,42 @@ def weigh(prog: Program, size: int, available: int | None) -> Step:
       TooLarge: the compiler cannot make it fit.
     """
     mesh, batch = prog.mesh, prog.train_batch[size]
-    held, next_batch = _bytes((prog.state, batch)), _bytes(batch)
     try:
         compiled = prog.train_step.lower(prog.state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
+        held = _bytes((prog.state, batch))
         if (temporaries := exceeded(str(error), held)) is None:
             raise
-        raise TooLarge(Memory(held, next_batch, temporaries, 0, available)) from None
-    text, counted = hlo.Program(compiled.as_text()), compiled.cost_analysis()
+        raise TooLarge(Memory(held, _bytes(batch), temporaries, 0, available)) from None
+    program, counted = hlo.read(compiled.as_text()), compiled.cost_analysis()
     stats = compiled.memory_analysis()
     memory = Memory(
         held=stats.argument_size_in_bytes,
-        next_batch=next_batch,
+        next_batch=_padded(batch, program),
         temporaries=(
             stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         ),
         code=stats.generated_code_size_in_bytes,
         available=available,
     )
-    whole, once = (products.flops(text, whole) for whole in (True, False))
+    whole, once = (products.flops(program, whole) for whole in (True, False))
     return Step(
         image_size=size,
         images=batch["label"].shape[0] // mesh.size,
         memory=memory,
         products=whole,
         other_flops=int((counted["flops"] - once) * whole / once),
-        traffic=int(counted["bytes accessed"]) + text.repeated_traffic(),
-        collectives=collectives.read(text, mesh.size, mesh.shape["slice"]),
+        traffic=traffic(program),
+        collectives=collectives.read(program, mesh.size, mesh.shape["slice"]),
     )
 
 
 def available(device: Any) -> int | None:
-    """Bytes of a TPU's memory that programs may use, which its compiler tells by refusing one."""
+    """Bytes of a TPU's memory that programs may use, which its compiler tells by refusing one.
+
+    Raises:
+      RuntimeError: this version of the compiler words it in another way.
+    """
     if device.platform != "tpu":
         return None
     where = jax.sharding.SingleDeviceSharding(device)
@@ -138,8 +143,10 @@ def available(device: Any) -> int | None:
     try:
         jax.jit(lambda x: x + 1, out_shardings=where).lower(too_large).compile()
     except jax.errors.JaxRuntimeError as error:
-        return _gibibytes(r"available HBM \(([\d.]+)G\)", str(error))
-    return None
+        if (found := _gibibytes(r"available HBM \(([\d.]+)G\)", str(error))) is not None:
+            return found
+        raise RuntimeError(f"how much memory there is cannot be read from: {error}") from None
+    raise RuntimeError("an array of a tebibyte was not refused")
 
 
 def exceeded(message: str, held: int) -> int | None:
@@ -166,3 +173,14 @@ def _bytes(tree):
         jnp.dtype(x.dtype).itemsize * math.prod(x.sharding.shard_shape(x.shape))
         for x in jax.tree.leaves(tree)
     )
+
+
+def _padded(batch, program):
+    """Of a device's share of a batch, padded where the program reads it."""
+    read = {}
+    for each, _ in hlo.every(program):
+        if each.opcode == "parameter" and (
+            named := re.search(r"""op_name="batch\[\\?'(\w+)""", each.rest)
+        ):
+            read[named[1]] = each.arrays[0].padded
+    return sum(read.get(name) or _bytes(field) for name, field in batch.items())

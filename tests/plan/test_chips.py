@@ -1,5 +1,6 @@
 """The table of chips, and the topologies that can be planned for."""
 
+import os
 import subprocess
 import sys
 
@@ -47,7 +48,7 @@ from inception_jax.plan import topology
 from inception_jax.plan.chips import CHIPS
 topology.prepare("v5e:2x2")
 for name, chip in CHIPS.items():
-    for shape in chip.slices[:6]:
+    for shape in chip.slices:
         found = topology.devices(f"{name}:{shape}", 1)
         print(name, shape, len(found), found[0].core_on_chip)
 print("two", len(topology.devices("v5e:2x2", 2)), topology.devices("v5e:2x2", 2)[-1].slice_index)
@@ -57,7 +58,7 @@ print("two", len(topology.devices("v5e:2x2", 2)), topology.devices("v5e:2x2", 2)
     )
     assert (process.returncode, process.stderr) == (0, "")
     rows = [line.split() for line in process.stdout.splitlines()]
-    assert len(rows) == 4 * 6 + 1
+    assert len(rows) == sum(len(chip.slices) for chip in CHIPS.values()) + 1
     for _, shape, number, core in rows[:-1]:
         sides = [int(side) for side in shape.split("x")]
         product = 1
@@ -73,8 +74,8 @@ print("two", len(topology.devices("v5e:2x2", 2)), topology.devices("v5e:2x2", 2)
         ("v5e:3x3", r"v5e:3x3 is unknown: take one of v5e:1x1\|2x2\|2x4"),
         ("v5e", r"v5e is unknown: take one of v5e:1x1"),
         ("v9:2x2", r"v9:2x2 is unknown: take one of v4:2x2x1.*v6e:.*or cpu:N"),
-        ("cpu:0", r"cpu:0 is unknown: .*cpu:N"),
-        ("cpu", r"cpu is unknown: .*cpu:N"),
+        ("cpu:0", r"cpu:0 is unknown: write cpu:N, N being 1 or more"),
+        ("cpu", r"cpu is unknown: write cpu:N"),
         ("", r"is unknown: .*cpu:N"),
     ],
 )
@@ -87,5 +88,30 @@ def test_a_missing_compiler_is_told_with_its_version(monkeypatch, tmp_path):
     monkeypatch.setattr(topology, "FOLDER", tmp_path)
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(topology.os, "environ", {})
-    with pytest.raises(UserError, match=r"pip install --no-deps --target .* 'libtpu==\d+\.\d+"):
+    told = r"needs no TPU: type pip install --no-deps --upgrade --target .* 'libtpu==\d+\.\d+"
+    with pytest.raises(UserError, match=told):
         topology.prepare("v5e:2x2")
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/nowhere")
+    with pytest.raises(UserError, match="TPU_LIBRARY_PATH=/nowhere is not there: type pip install"):
+        topology.prepare("v5e:2x2")
+
+
+def test_a_compiler_that_is_damaged_is_told_in_a_line(tmp_path):
+    library = tmp_path / "libtpu.so"
+    library.write_text("not one")
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "inception_jax.plan", "--config=configs/digits.py"),
+            "--topology=v5e:2x2",
+        ],
+        env=os.environ | {"TPU_LIBRARY_PATH": str(library)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (1, "")
+    told = "error: --topology=v5e:2x2: the TPU compiler cannot be used ("
+    assert process.stderr.startswith(told)
+    assert "type pip install --no-deps --upgrade" in process.stderr
+    assert process.stderr.count("\n") == 1

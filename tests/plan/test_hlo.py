@@ -6,6 +6,7 @@ import pytest
 
 from inception_jax.plan import collectives, hlo, products
 from inception_jax.plan.collectives import Collective
+from inception_jax.plan.traffic import traffic
 
 LOOPS = """\
 HloModule example
@@ -68,7 +69,7 @@ frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
 
 def test_collectives_are_found_with_their_sizes_groups_and_rounds():
     """A ring that counts 0, 2, 4, 6 makes four rounds; an array of 8x4 has 128 bytes."""
-    found = collectives.read(hlo.Program(LOOPS), num_devices=8, slices=2)
+    found = collectives.read(hlo.read(LOOPS), num_devices=8, slices=2)
     assert sorted(found) == sorted(
         [
             Collective("all-reduce", 128, 4, 3),
@@ -95,10 +96,12 @@ def test_what_a_device_of_four_sends(kind, sent):
     assert Collective(kind, 100, 4, times=3).sent == 3 * sent
 
 
-def test_loops_read_and_write_again():
-    """Two more rounds of the first (in and out), three of the second (and its counter's sum)."""
-    ring = 2 * 128 + (4 + 4 + 4) + (1 + 4 + 4)  # moved; next = i + two; i < limit
-    assert hlo.Program(LOOPS).repeated_traffic() == 2 * (2 * 128) + 3 * ring
+def test_loops_read_and_write_in_every_round():
+    """An array of 8x4 has 128 bytes, a number 4; an operation reads two of them and writes one."""
+    three_times = 2 * 128
+    ring = 2 * 128 + 3 * 4 + (4 + 4 + 1)  # moved; next = i + two; i < limit
+    once = (128 + 512) + (128 + 32) + 2 * 128 + 128  # %g, %s, %alone, %d
+    assert traffic(hlo.read(LOOPS)) == 3 * three_times + 4 * ring + once
 
 
 @pytest.mark.parametrize("rounds", [1, 5])
@@ -110,7 +113,7 @@ def test_products_of_a_loop_count_in_every_round(rounds):
         jax.ShapeDtypeStruct((16, 32), jnp.float32),
         jax.ShapeDtypeStruct((32, 32), jnp.float32),
     )
-    program = hlo.Program(jax.jit(function).lower(*shapes).compile().as_text())
+    program = hlo.read(jax.jit(function).lower(*shapes).compile().as_text())
     assert products.flops(program) == rounds * 2 * 16 * 32 * 32
     assert products.flops(program, whole=False) == 2 * 16 * 32 * 32
 
@@ -125,7 +128,7 @@ def test_products_leave_out_padding_forward_and_back():
         return jnp.sum(out**2)
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((5, 7, 7, 8), (3, 3, 8, 16))]
-    program = hlo.Program(jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().as_text())
+    program = hlo.read(jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().as_text())
     assert products.flops(program) == 3 * 2 * 5 * (2 + 3 + 3 + 2) ** 2 * 8 * 16
 
 

@@ -54,7 +54,8 @@ def report():
         chip=CHIP,
         batch_size=128,
         steps=[step(), step(traffic=20_000_000_000)],
-        counted=[9 * 10**11, 10**12],
+        needed=[9 * 10**11, 8 * 10**11],
+        zeros=[0, 2 * 10**10],
         epochs=90.0,
         total_steps=480_000,
     )
@@ -73,13 +74,16 @@ def test_the_table_says_what_a_person_wants_to_know(report):
         "one chip (both of its cores)",
         "in all                    3.75 GiB of 15.00 GiB: fits, 11.25 GiB to spare",
         "matrix products         900.00 GFLOP, as the cost command counts",
-        "matrix products         900.00 GFLOP, -10.00% to what",
+        "matrix products         900.00 GFLOP, +12.50% to what",
+        " +2.50% with zeros, as the 7x7/2 is computed over blocks\n",
+        " +10.00% computed again, for want of memory\n",
         "others                  100.00 GFLOP, 11.1% of those",
         "all-reduce                8.00 MB in 2 among 4 devices; each sends 12.00 MB",
         "compute                 10.000 ms, which binds",
         "memory                  20.000 ms, which binds",
         "all chips               12,800 images/s",
         "MFU                      90.0%",
+        "read and written          4.00 GB",
         "at least 2.00 hours, 8.0 chip-hours",
         "ceilings from a roofline, not measurements",
     ):
@@ -94,3 +98,14 @@ def test_json_is_json_and_has_the_same(report):
     assert (first["bound"], second["bound"]) == ("compute", "memory")
     assert first["collectives"][0]["sent"] == 12e6
     assert first["flops"]["products_by_cost_command"] == 9 * 10**11
+    assert second["flops"]["products_with_zeros"] == 2 * 10**10
+
+
+def test_what_lasts_less_than_an_hour_is_told_in_minutes(report):
+    report.total_steps = 4000
+    assert "4,000 steps: at least 1.00 minutes, 0.1 chip-hours" in render.text(report)
+
+
+def test_one_virtual_device_is_one(report):
+    report.chip, report.layout = None, {"slice": 1, "data": 1, "model": 1}
+    assert "128 images a step, 1 virtual device of this CPU (slice 1" in render.text(report)
