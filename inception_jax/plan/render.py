@@ -71,22 +71,17 @@ def _memory(memory: Memory) -> Iterator[str]:
 
 def _flops(step, needed, zeros) -> Iterator[str]:
     yield "  operations"
-    same = step.products == needed
-    yield (
-        _row("matrix products", _scaled(step.products, "FLOP"))
-        + (", as" if same else f", {step.products / needed - 1:+.2%} to what")
-        + " the cost command counts: 2 a valid multiply-add, forward and back"
-    )
-    if zeros:
-        yield f"{'':36}{zeros / needed:+.2%} with zeros, as the 7x7/2 is computed over blocks"
-    rest = step.products - needed - zeros
-    if rest:
-        why = "computed again, for want of memory" if rest > 0 else "left out: nothing needs them"
-        yield f"{'':36}{rest / needed:+.2%} {why}"
-    yield (
-        _row("others", _scaled(step.other_flops, "FLOP"))
-        + f", {step.other_flops / step.products:.1%} of those: pooling, norms, ReLU, update"
-    )
+    counted = "2 a valid multiply-add of the cost command, forward and back"
+    yield f"{_row('matrix products', _scaled(needed, 'FLOP'))}, {counted}"
+    again = step.products - needed - zeros
+    for name, number, why in (
+        ("with zeros", zeros, "the 7x7/2 is computed over blocks"),
+        ("again", max(again, 0), "what is not kept for want of memory"),
+        ("left out", max(-again, 0), "what nothing needs"),
+        ("others", step.other_flops, "pooling, norms, ReLU, update"),
+    ):
+        if number:
+            yield f"{_row(name, _scaled(number, 'FLOP'))}, {number / needed:.1%} of those: {why}"
     yield (
         "  traffic of HBM, beside what stays in VMEM"
         if step.memory.available
