@@ -44,6 +44,7 @@ SECONDS = 60  # between looks, and between copies of what hosts say
 ATTEMPTS = 3  # of Cloud TPU in a row that fail; what fails then is not the chips
 PATIENCE = 30  # looks at active hosts that leave nothing in the bucket
 SECONDS_TO_SAVE = 60
+SECONDS_TO_BEGIN = 60  # in which a container fails that never will run
 
 
 @process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
@@ -173,6 +174,7 @@ def startup(asked: job.Job) -> str:
         image=shlex.quote(asked.flags.image),
         seconds=SECONDS_TO_SAVE,
         between=SECONDS,
+        begins=SECONDS_TO_BEGIN,
         command=job.shown(cloud.until_finished(asked)),
         workdir=shlex.quote(cloud.mounted(asked)),
         gave_up=shlex.quote(_folder(asked) + GAVE_UP),
@@ -227,12 +229,14 @@ kept="$workdir/$(hostname)-$(date +%Y%m%dT%H%M%S).log"
 while sleep {between}; do cp "$log" "$kept"; done >/dev/null 2>&1 &
 copying=$!
 code=0
+SECONDS=0
 docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \
   --volume {mounted}:{mounted} "$image" \
   {command} 2>&1 | tee "$log" || code=$?
 kill "$copying"
 cp "$log" "$kept"
-if [ "$code" -ge 125 ] && [ "$code" -le 127 ]; then  # docker's own
+# Docker's own, as of a program that is not there; later ones are of a host that is taken away.
+if [ "$code" -ge 125 ] && [ "$code" -le 127 ] && [ "$SECONDS" -lt {begins} ]; then
   give_up "docker run ended with exit code $code"
 fi
 exit "$code"

@@ -321,6 +321,12 @@ def test_a_container_that_does_not_start_gives_the_tpus_back(host, code, gave_up
     assert logs == ["a word\n"]
 
 
+def test_a_container_whose_host_is_taken_away_does_not_give_the_tpus_back(host, monkeypatch):
+    """docker run ends with its own code where docker itself is stopped."""
+    monkeypatch.setattr(tpu, "SECONDS_TO_BEGIN", 0)
+    assert host(docker='[ "$1" != run ] || exit 125')[:2] == (125, "")
+
+
 @pytest.mark.parametrize("program", ["gcsfuse", "docker"])
 def test_a_host_that_cannot_begin_gives_the_tpus_back(host, program):
     """As where there is no such bucket or image: told by gcloud, which needs no mounted bucket."""
