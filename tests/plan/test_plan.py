@@ -91,7 +91,7 @@ def test_a_share_of_the_work_is_an_eighth_of_it():
         plan(*SMALL, "--config.batch_size=64", f"--topology=cpu:{n}")["steps"][0] for n in (1, 8)
     )
     assert one["flops"]["products"] == 8 * eight["flops"]["products"]
-    assert 1 < one["traffic_bytes"] / eight["traffic_bytes"] < 9
+    assert 7 < one["traffic_bytes"] / eight["traffic_bytes"] < 8  # each reads all parameters
 
 
 def test_zeros_of_blocks_are_told_apart_from_what_the_network_needs():
