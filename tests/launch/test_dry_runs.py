@@ -163,7 +163,7 @@ def test_slurm(dry_run, shell, tmp_path, bucket):
 SLURM = {
     "srun": """
         bash -c 'trap "touch saved; exit 143" TERM; echo $$ >step; kill -USR1 $1
-            while :; do sleep 0.1; done' run "$TO_SIGNAL" &
+            for _ in {1..300}; do sleep 0.1; done' run "$TO_SIGNAL" &
         trap 'kill -KILL "$(cat step)"' TERM
         wait $!; exit $?""",
     "scancel": '[ "$*" = "--signal=TERM 1" ] && kill -TERM "$(cat step)"',
