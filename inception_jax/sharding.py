@@ -57,11 +57,12 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {name: len(devices) // known if n == -1 else n for name, n in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        told = ", ".join(f"config.mesh.{name}={config[name]}" for name in sizes)
+        given = [f"config.mesh.{name}={config[name]}" for name in sizes if config[name] != -1]
+        rule = "be" if len(given) == len(sizes) else "divide"
         raise UserError(
-            f"{told} do not make {len(devices)} devices"
+            f"{', '.join(given) or 'config.mesh'} cannot lay out {len(devices)} devices"
             + (f" in {slices} slices" if slices > 1 else "")
-            + ": their product must be the number of devices"
+            + f": the product has to {rule} their number"
         )
     each = sizes["data"], sizes["model"]
     groups = np.split(np.array(devices), slices)

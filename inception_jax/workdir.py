@@ -46,18 +46,6 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         yield
 
 
-def is_held(workdir: Path) -> bool:
-    """Whether a run has the folder's lock."""
-    try:
-        with open(workdir / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no such folder, or its disk has no locks
-        return False
-    return False
-
-
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns a failure to write into a UserError that names the file."""

@@ -50,8 +50,7 @@ def told(verb: str, path: str) -> str:
     command = ["gcloud", "storage", verb, path]
     process = subprocess.run(command, check=False, capture_output=True, text=True)
     if process.returncode and "matched no objects" not in process.stderr:
-        last = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"cannot see what is at {path}: {last}")
+        raise UserError(f"cannot see what is at {path}: {job.reason(process.stderr)}")
     return process.stdout
 
 

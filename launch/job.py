@@ -1,12 +1,13 @@
 """What all launchers have in common: the job's arguments, checked and passed on as they are."""
 
+import contextlib
+import fcntl
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,20 +115,41 @@ def run(command: Sequence[str], **kwargs) -> subprocess.CompletedProcess:
     need(command[0])
     process = subprocess.run(command, check=False, text=True, **kwargs)
     if process.returncode:
-        told = (process.stderr or "").strip().splitlines()
+        told = reason(process.stderr)
         raise UserError(
             f"{' '.join(command[:5])} ... ended with exit code {process.returncode}"
-            + (f": {told[-1]}" if told else "")
+            + (f": {told}" if told else "")
         )
     return process
 
 
-def outwait(folder: Path) -> None:
-    """Returns when no run is at work in a folder, as one whose launcher was killed still may be."""
-    if workdir.is_held(folder):
-        say(f"a run is still at work in {folder}: waiting for it")
-    while workdir.is_held(folder):
-        time.sleep(1)
+def reason(stderr: str | None) -> str:
+    """The line of what a program printed that says why it failed: the first error, or the last."""
+    lines = (stderr or "").strip().splitlines()
+    return next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[int]:
+    """Waits for what an earlier launcher, which was killed, has left at work in a folder.
+
+    Yields:
+      A descriptor for the processes that are started: others wait as long as one of them has it.
+
+    Raises:
+      UserError: the folder cannot be made or written.
+    """
+    path = folder / ".launched"
+    with workdir.writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"a run is still at work in {folder}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
 
 
 def need(program: str) -> None:

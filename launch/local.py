@@ -45,9 +45,11 @@ def main(argv: list[str]) -> int | None:
             print(job.shown(bucket.mirror(asked.workdir, to)))
         return None
     workdir = Path(asked.workdir)
-    job.outwait(workdir)
-    with bucket.Mirror(workdir, to) if to else contextlib.nullcontext():
-        return until_finished(commands, workdir, seen_within=0)
+    with (
+        job.alone(workdir) as keep,
+        bucket.Mirror(workdir, to) if to else contextlib.nullcontext(),
+    ):
+        return until_finished(commands, workdir, seen_within=0, keep=[keep])
 
 
 def read(argv: list[str]) -> job.Job:

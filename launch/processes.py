@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 STOPPED = 128 + signal.SIGTERM  # the exit code of who was asked to stop
@@ -17,7 +18,13 @@ class Processes:
       stopped: whether there has been a signal.
     """
 
-    def __init__(self):
+    def __init__(self, keep: Sequence[int] = ()):
+        """Does nothing yet.
+
+        Args:
+          keep: descriptors that the commands get.
+        """
+        self._keep = keep
         self.stopped = False
         self._running: list[subprocess.Popen] = []
         self._before: dict[int, Any] = {}
@@ -35,7 +42,7 @@ class Processes:
         """Runs the commands, waits for all, and returns their exit codes."""
         self._running = []
         for command in commands:
-            self._running.append(subprocess.Popen(command))
+            self._running.append(subprocess.Popen(command, pass_fds=self._keep))
         if self.stopped:  # meanwhile
             self._end()
         return [each.wait() for each in self._running]

@@ -72,21 +72,18 @@ def run(asked: job.Job, each: list[Trial], folder: Path) -> int:
     Raises:
       UserError: some of them failed.
     """
-    with workdir.hold(folder):
-        for trial in each:
-            job.outwait(folder / trial.name)
+    with workdir.hold(folder), job.alone(folder) as keep, Processes([keep]) as processes:
         waiting = [trial.name for trial in each if _results(asked, trial, folder) is None]
-        with Processes() as processes:
-            for number, trial in enumerate(each, 1):
-                if trial.name not in waiting:
-                    continue
-                print(f"trial {number} of {len(each)}: {trial.name}", flush=True)
-                (code,) = processes.run([_command(asked, trial, folder)])
-                if processes.stopped:
-                    job.say(f"stopped at trial {number} of {len(each)}: the same line goes on")
-                    return STOPPED
-                if code:
-                    job.say(f"trial {trial.name} ended with exit code {code}")
+        for number, trial in enumerate(each, 1):
+            if trial.name not in waiting:
+                continue
+            print(f"trial {number} of {len(each)}: {trial.name}", flush=True)
+            (code,) = processes.run([_command(asked, trial, folder)])
+            if processes.stopped:
+                job.say(f"stopped at trial {number} of {len(each)}: the same line goes on")
+                return STOPPED
+            if code:
+                job.say(f"trial {trial.name} ended with exit code {code}")
         results = [_results(asked, trial, folder) for trial in each]
         text = table(each, results)
         with workdir.writing(folder / "sweep.md"):

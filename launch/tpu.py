@@ -25,7 +25,8 @@ from inception_jax import process
 from inception_jax.errors import UserError
 from inception_jax.plan import topology
 from launch import bucket, cloud, job
-from launch.until_finished import GAVE_UP
+from launch.processes import STOPPED
+from launch.until_finished import GAVE_UP, HOPELESS
 
 FLAGS_HELP = """\
   --zone=ZONE               that has such TPUs
@@ -41,10 +42,9 @@ RUNTIMES = {
 }
 GONE = ("FAILED", "SUSPENDED")
 SECONDS = 60  # between looks, and between copies of what hosts say
-ATTEMPTS = 3  # of Cloud TPU in a row that fail; what fails then is not the chips
+ATTEMPTS = 3  # of Cloud TPU or of a host in a row; what fails then does not pass
 PATIENCE = 30  # looks at active hosts that leave nothing in the bucket
 SECONDS_TO_SAVE = 60
-SECONDS_TO_BEGIN = 60  # in which a container fails that never will run
 
 
 @process.command(__doc__, job.HELP + cloud.FLAGS_HELP + FLAGS_HELP)
@@ -109,7 +109,7 @@ def watch(
     files = _files(asked)
     if "results.json" in files:
         job.say(f"{name}: finished before; to go on with more, remove {folder}results.json")
-    elif GAVE_UP in files:  # an earlier attempt
+    elif GAVE_UP in files and not _state(asked)[0]:  # an earlier attempt, whose end was told
         job.run(["gcloud", "storage", "rm", folder + GAVE_UP], capture_output=True)
         files.remove(GAVE_UP)
     told, failed, silent = None, 0, 0
@@ -130,12 +130,11 @@ def watch(
         wait()
         with _told_only(name):
             files = _files(asked)
-    if _state(asked)[0]:
-        job.run(_delete(asked), capture_output=True)
+    _give_back(asked, wait)
     where = f"its TPUs are given back; see {folder}"
     if failed == ATTEMPTS:
         raise UserError(f"{name} could not be had, {ATTEMPTS} times in a row: see above for why")
-    if GAVE_UP in files:
+    if "results.json" not in files:
         raise UserError(f"{name} failed again and again, and {where}{GAVE_UP} and *.log there")
     if told is not None:
         job.say(f"{name}: finished, and {where}")
@@ -174,7 +173,8 @@ def startup(asked: job.Job) -> str:
         image=shlex.quote(asked.flags.image),
         seconds=SECONDS_TO_SAVE,
         between=SECONDS,
-        begins=SECONDS_TO_BEGIN,
+        attempts=ATTEMPTS,
+        known=f"0 | {HOPELESS} | {STOPPED}",  # what launch.until_finished ends with
         command=job.shown(cloud.until_finished(asked)),
         workdir=shlex.quote(cloud.mounted(asked)),
         gave_up=shlex.quote(_folder(asked) + GAVE_UP),
@@ -221,24 +221,30 @@ if [ -n "$registry" ]; then
   gcloud auth configure-docker "$registry" --quiet
 fi
 again docker pull --quiet "$image"
-docker rm --force inception_jax 2>/dev/null || true
 
 # What is said goes into the bucket as whole files.
 log=$(mktemp)
 kept="$workdir/$(hostname)-$(date +%Y%m%dT%H%M%S).log"
-while sleep {between}; do cp "$log" "$kept"; done >/dev/null 2>&1 &
+keep() {{
+  cp "$log" "$kept" || true
+}}
+while sleep {between}; do keep; done >/dev/null 2>&1 &
 copying=$!
-code=0
-SECONDS=0
-docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \
-  --volume {mounted}:{mounted} "$image" \
-  {command} 2>&1 | tee "$log" || code=$?
-kill "$copying"
-cp "$log" "$kept"
-# Docker's own, as of a program that is not there; later ones are of a host that is taken away.
-if [ "$code" -ge 125 ] && [ "$code" -le 127 ] && [ "$SECONDS" -lt {begins} ]; then
-  give_up "docker run ended with exit code $code"
-fi
+for _ in $(seq {attempts}); do
+  docker rm --force inception_jax >/dev/null 2>&1 || true
+  code=0
+  docker run --name inception_jax --privileged --network host --stop-timeout {seconds} \\
+    --volume {mounted}:{mounted} "$image" \\
+    {command} 2>&1 | tee --append "$log" || code=$?
+  case "$code" in {known}) break ;; esac
+  sleep {between}
+done
+kill "$copying" || true
+keep
+case "$code" in
+  {known}) ;;
+  *) give_up "the container ended with exit code $code, {attempts} times" ;;
+esac
 exit "$code"
 """
 
@@ -265,6 +271,22 @@ def _attend(asked, creation):
     elif not state:
         job.run(creation, capture_output=True)
     return state, why
+
+
+def _give_back(asked, wait):
+    """Deletes the queued resource if it is there, with some patience, as it costs money."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            if _state(asked)[0]:
+                job.run(_delete(asked), capture_output=True)
+            return
+        except UserError as error:
+            if attempt == ATTEMPTS:
+                raise UserError(
+                    f"{asked.flags.name} has ended, but its TPUs may still be there ({error}): type"
+                    f" {job.shown(_delete(asked))}"
+                ) from None
+            wait()
 
 
 def _state(asked):

@@ -124,7 +124,7 @@ def _split(values: str) -> list[str]:
         else:
             parts[-1] += character
     if depth or quote:
-        raise UserError(f"--set: a bracket or quote is not closed in {values}")
+        raise UserError(f"--set: brackets or quotes do not match in {values}")
     return parts
 
 

@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from inception_jax import process
@@ -56,7 +56,10 @@ def main(argv: list[str]) -> int:
 
 
 def until_finished(
-    commands: Callable[[], list[list[str]]], workdir: Path, seen_within: float
+    commands: Callable[[], list[list[str]]],
+    workdir: Path,
+    seen_within: float,
+    keep: Sequence[int] = (),
 ) -> int:
     """Runs commands side by side, again and again, until the run in a folder is finished.
 
@@ -64,6 +67,7 @@ def until_finished(
       commands: says what to run the next time.
       workdir: of the run.
       seen_within: seconds that results.json may take to be seen here.
+      keep: descriptors that the commands get.
 
     Returns:
       0, STOPPED after SIGTERM or SIGINT, or HOPELESS when it ended ATTEMPTS times without getting
@@ -71,7 +75,7 @@ def until_finished(
     """
     in_vain = 0
     (workdir / GAVE_UP).unlink(missing_ok=True)
-    with Processes() as processes:
+    with Processes(keep) as processes:
         while True:
             before = _progress(workdir)
             codes = processes.run(commands())

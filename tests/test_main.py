@@ -259,7 +259,7 @@ def test_what_is_not_finite_stops_at_its_step_and_keeps_the_last_good(finished, 
         (["--config.model.auxiliary_heads=true"], "too small for the auxiliary heads: set"),
         (["--config.batch_size=33"], "config.batch_size=33 is not divisible by 2 devices x 1 acc"),
         (["--config.accumulation=5"], "take 30, or another multiple of 10"),
-        (["--config.mesh.model=3"], "config.mesh.model=3 do not make 2 devices"),
+        (["--config.mesh.model=3"], "config.mesh.model=3 cannot lay out 2 devices"),
         (
             ["--config.compile_cache=pyproject.toml/x"],
             "cannot write to config.compile_cache pyproject.toml/x: Not a directory; take another",

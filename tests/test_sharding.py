@@ -139,8 +139,9 @@ def test_a_mesh_that_does_not_take_all_devices_is_told(fields):
     with pytest.raises(UserError) as raised:
         mesh_of([Device(n, 0) for n in range(4)], **fields)
     told, _, rule = str(raised.value).partition(": ")
-    assert "do not make 4 devices" in told
-    assert rule == "their product must be the number of devices"
+    assert "cannot lay out 4 devices" in told
+    known = all(size != -1 for size in ({"data": -1, "model": 1, "slices": -1} | fields).values())
+    assert rule == f"the product has to {'be' if known else 'divide'} their number"
 
 
 def test_what_does_not_divide_is_told():

@@ -75,9 +75,10 @@ def read(program: dict[str, hlo.Computation], num_devices: int, slices: int) -> 
 
 def results(each: hlo.Instruction) -> list[hlo.Array]:
     """What comes out of a collective; of its start what goes in is written before that."""
-    if each.opcode == "all-gather-start":
-        return each.arrays[len(each.arrays) // 2 :]
-    return each.arrays[1:2] if each.opcode == "collective-permute-start" else each.arrays
+    if each.opcode in ("all-gather-start", "collective-permute-start"):
+        count = len(each.operands)
+        return each.arrays[count : 2 * count]
+    return each.arrays
 
 
 def within(each: hlo.Instruction, computation: hlo.Computation) -> bool:

@@ -72,7 +72,7 @@ class Computation(NamedTuple):
     Attributes:
       name: unique in its program.
       instructions: by their names.
-      times: how often it is run in a step; in unknown loops once.
+      times: how often it is run in a step; in unknown loops once, and in branches as if taken.
       inside: it is a part of an instruction of another one, as of a fusion.
       root: the name of its result.
     """
@@ -192,7 +192,8 @@ def _trips(loop, instructions, roots):
     if not (index and end and "direction=LT" in compare.rest):
         return 1
     operands = re.findall(r"%([\w.-]+)", beginning[roots[body]].rest)
-    added = beginning.get(operands[int(index[1])])
+    place = int(index[1])
+    added = beginning.get(operands[place]) if place < len(operands) else None
     if not added or added.opcode != "add":
         return 1
     step = next(filter(None, (constant(beginning, name) for name in added.operands)), 0)

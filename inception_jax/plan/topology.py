@@ -69,8 +69,8 @@ def prepare(topology: str) -> None:
         return
     library = Path(given or FOLDER / "libtpu" / "libtpu.so")
     if not library.exists():
-        missing = f"TPU_LIBRARY_PATH={given} is not there" if given else "which needs no TPU"
-        raise UserError(f"--topology={topology} needs the TPU compiler, {missing}: {_install()}")
+        at = f"TPU_LIBRARY_PATH={given}" if given else str(FOLDER)
+        raise UserError(f"--topology={topology}: the TPU compiler is not at {at}: {_install()}")
     os.environ["TPU_LIBRARY_PATH"] = str(library)
 
 
@@ -108,7 +108,9 @@ def devices(topology: str, slices: int) -> list[Any]:
 
 
 def _install():
-    return f"type pip install --no-deps --upgrade --target {FOLDER} '{requirement()}'"
+    return (
+        f"type make libtpu, or pip install --no-deps --upgrade --target {FOLDER} '{requirement()}'"
+    )
 
 
 def _listed(kinds):

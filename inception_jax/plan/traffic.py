@@ -74,6 +74,14 @@ def _custom(each):
     return each.rest.partition('custom_call_target="')[2].partition('"')[0]
 
 
+def _is_result(each, computation):
+    """Whether it is a part of its computation's result, by another name or not."""
+    return any(
+        each is result or (result.opcode == "bitcast" and each in computation.given(result))
+        for result in computation.results()
+    )
+
+
 class _Fused:
     """What fusions read and write of what is around them."""
 
@@ -94,7 +102,7 @@ class _Fused:
         inner = self._program[fusion.called]
         parts, arrays = inner.results(), fusion.arrays
         if len(parts) != len(arrays):  # one instruction makes several
-            return 0 if collectives.within(parts[0], inner) else _main(fusion)
+            return 0 if any(collectives.within(p, inner) for p in parts) else _main(fusion)
         pairs = zip(parts, arrays, strict=True)
         return sum(min(a.padded, self._new(part, inner)) for part, a in pairs if a.main)
 
@@ -116,7 +124,7 @@ class _Fused:
         first = user.operands[0] == each.name
         if user.opcode == "tuple" or collectives.within(user, computation):
             return 0  # handed on, or counted by itself
-        if user.opcode == "dynamic-update-slice" and first:
+        if user.opcode == "dynamic-update-slice" and first and _is_result(user, computation):
             return 0  # written over in place
         if user.opcode == "fusion":
             inner = self._program[user.called]
@@ -135,6 +143,9 @@ class _Fused:
             return 0
         if part.opcode == "bitcast":
             return self._new(computation.given(part)[0], computation)
+        if part.opcode == "fusion" and len(part.arrays) == 1:
+            inner = self._program[part.called]
+            return sum(self._new(each, inner) for each in inner.results())
         if part.opcode == "dynamic-update-slice":
             return computation.given(part)[1].arrays[0].padded
         return sum(array.padded for array in part.arrays)

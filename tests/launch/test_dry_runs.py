@@ -308,23 +308,32 @@ def host(dry_run, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("code", "gave_up"),
-    [(125, "docker run ended with exit code 125"), (0, ""), (1, ""), (3, ""), (143, "")],
-)
-def test_a_container_that_does_not_start_gives_the_tpus_back(host, code, gave_up):
-    """Else they would wait for a run that never comes; what the run itself says is not touched."""
+@pytest.mark.parametrize("code", [0, 3, 143])
+def test_what_a_run_says_itself_is_the_end_of_a_host(host, code):
+    """Finished, given up, stopped: by launch.until_finished."""
+    assert host(docker=f'[ "$1" != run ] || {{ echo "a word"; exit {code}; }}') == (
+        *(code, ""),
+        ["a word\n"],
+    )
+
+
+@pytest.mark.parametrize("code", [1, 125, 137])
+def test_a_container_that_never_works_gives_the_tpus_back(host, code):
+    """As of an image without this code; else they would wait for a run that never comes."""
     ended, told, logs = host(docker=f'[ "$1" != run ] || {{ echo "a word"; exit {code}; }}')
     assert ended == code
-    assert told.rstrip("\n").endswith(gave_up)
-    assert bool(told) == bool(gave_up)
-    assert logs == ["a word\n"]
+    assert told.endswith(f": the container ended with exit code {code}, 3 times\n")
+    assert logs == [3 * "a word\n"]
 
 
-def test_a_container_whose_host_is_taken_away_does_not_give_the_tpus_back(host, monkeypatch):
-    """docker run ends with its own code where docker itself is stopped."""
-    monkeypatch.setattr(tpu, "SECONDS_TO_BEGIN", 0)
-    assert host(docker='[ "$1" != run ] || exit 125')[:2] == (125, "")
+def test_a_container_that_fails_once_is_run_again(host, tmp_path):
+    once = f"if [ ! -e {tmp_path}/failed ]; then touch {tmp_path}/failed; exit 137; fi"
+    assert host(docker=f'[ "$1" != run ] || {{ {once}; }}')[:2] == (0, "")
+    assert (tmp_path / "failed").exists()
+
+
+def test_a_log_that_is_not_copied_ends_nothing(host):
+    assert host(docker="exit 0", cp="exit 1") == (0, "", [])
 
 
 @pytest.mark.parametrize("program", ["gcsfuse", "docker"])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import ROOT, newest, wait_until
@@ -159,8 +160,9 @@ def test_names_of_folders_are_safe_short_and_unique(recipe):
         (["--set=model.lrn="], "--set=model.lrn=: write FIELD=VALUE,VALUE"),
         (["--set=model.lrn=true,"], "--set=model.lrn=true,: write FIELD=VALUE,VALUE"),
         (["--set==true"], "--set==true: write FIELD=VALUE,VALUE"),
-        (["--set=optim.betas=(0.8,0.9"], "a bracket or quote is not closed in (0.8,0.9"),
-        (["--set=data.dir='a,b"], "a bracket or quote is not closed in 'a,b"),
+        (["--set=optim.betas=(0.8,0.9"], "brackets or quotes do not match in (0.8,0.9"),
+        (["--set=optim.betas=0.9)"], "brackets or quotes do not match in 0.9)"),
+        (["--set=data.dir='a,b"], "brackets or quotes do not match in 'a,b"),
         (["--set=model.lnr=true"], "unknown config field config.model.lnr: did you"),
         (["--set=model=true"], "config.model is a group of fields"),
         (["--set=workdir=a,b"], "unknown config field config.workdir"),
@@ -399,27 +401,28 @@ OPTIONS = (
 
 def test_a_trial_that_outlives_its_sweep_is_waited_for(run, recipe, tmp_path, capfd):
     """As it does when the sweep alone is killed, for want of memory or by hand."""
-    held = tmp_path / "runs" / "seed=1"
     script = f"""
 import pathlib, sys
-from inception_jax import workdir
-with workdir.hold(pathlib.Path({str(held)!r})):
-    print("held", flush=True)
-    sys.stdin.read()
+from launch import job
+from launch.processes import Processes
+child = "import sys; print('at work', flush=True); sys.stdin.read()"
+with job.alone(pathlib.Path({str(tmp_path / "runs")!r})) as keep, Processes([keep]) as processes:
+    processes.run([[sys.executable, "-c", child]])
 """
-    left = subprocess.Popen(
-        [REAL, "-c", script],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+    killed = subprocess.Popen(
+        [REAL, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert left.stdout.readline() == b"held\n"
-    ending = threading.Timer(2, left.stdin.close)
+    assert killed.stdout.readline() == b"at work\n"
+    killed.kill()
+    killed.wait()
+    ending = threading.Timer(2, killed.stdin.close)
     ending.start()
+    begin = time.monotonic()
     code, seen = run(recipe(""), "--seeds=2")
+    assert time.monotonic() - begin >= 2
     assert (code, seen) == (0, ["seed=0", "seed=1"])
-    assert left.wait(timeout=60) == 0
-    assert capfd.readouterr().err == f"a run is still at work in {held}: waiting for it\n"
+    told = f"a run is still at work in {tmp_path / 'runs'}: waiting for it\n"
+    assert capfd.readouterr().err == told
 
 
 def start(workdir):

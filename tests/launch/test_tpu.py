@@ -42,8 +42,11 @@ if words[0] == "storage":
 else:
     verb = words[3]
     if state["fails"]:
-        print("ERROR: no network", file=sys.stderr)
-        sys.exit(1)
+        sys.exit("ERROR: no network")
+    if state["away"]:
+        state["away"] -= 1
+        json.dump(state, open(path, "w"))
+        sys.exit("ERROR: (gcloud.compute) 503 backend error" + chr(10) + "to begin with, log in")
     if verb == "list":
         at = "projects/p/locations/z/queuedResources/"
         found = state["resources"].items()
@@ -71,7 +74,7 @@ def watch(tmp_path, monkeypatch):
     monkeypatch.setenv("STATE", str(path))
 
     def watch(*events, files=(), resources=(), **state):
-        state = {"bucket": True, "folders": True, "fails": False, "done": []} | state
+        state = {"bucket": True, "folders": True, "fails": False, "away": 0, "done": []} | state
         state |= {"files": list(files), "resources": {"other": "ACTIVE"} | dict(resources)}
         path.write_text(json.dumps(state))
         coming = iter(events)
@@ -165,6 +168,31 @@ def test_a_run_that_gave_up_does_not_keep_its_chips(watch):
 def test_that_an_earlier_attempt_gave_up_does_not_matter(watch):
     files = [f"{FOLDER}gave_up.txt"]
     assert watch(becomes("ACTIVE"), writes("results.json"), files=files) == ["create", "delete"]
+
+
+def test_a_run_that_gave_up_while_nobody_watched_is_told(watch):
+    """And its hosts, which do nothing any more, are given back."""
+    with pytest.raises(UserError, match="failed again and again, and its TPUs are given back"):
+        watch(files=[f"{FOLDER}gave_up.txt"], resources={"first": "ACTIVE"})
+    assert watch.state["done"] == ["delete"]
+
+
+def test_chips_that_cannot_be_given_back_at_once_are_tried_again(watch):
+    def ends_without_network(state):
+        writes("results.json")(state)
+        state["away"] = 1
+
+    events = (becomes("ACTIVE"), ends_without_network, nothing)
+    assert watch(*events) == ["create", "delete"]
+    with pytest.raises(UserError, match=r"may still be there .*: type gcloud compute tpus queued-"):
+        watch(
+            becomes("ACTIVE"), lambda s: ends_without_network(s) or s.update(away=9), *2 * [nothing]
+        )
+
+
+def test_what_is_finished_and_gave_up_is_finished(watch):
+    files = [f"{FOLDER}gave_up.txt", f"{FOLDER}results.json"]
+    assert watch(files=files, resources={"first": "ACTIVE"}) == ["delete"]
 
 
 def test_what_is_finished_asks_for_nothing(watch, capsys):

@@ -88,11 +88,11 @@ def test_a_missing_compiler_is_told_with_its_version(monkeypatch, tmp_path):
     monkeypatch.setattr(topology, "FOLDER", tmp_path)
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(topology.os, "environ", {})
-    told = r"needs no TPU: type pip install --no-deps --upgrade --target .* 'libtpu==\d+\.\d+"
+    told = r"is not at .*: type make libtpu, or pip install --no-deps .* 'libtpu==\d+\.\d+"
     with pytest.raises(UserError, match=told):
         topology.prepare("v5e:2x2")
     monkeypatch.setenv("TPU_LIBRARY_PATH", "/nowhere")
-    with pytest.raises(UserError, match="TPU_LIBRARY_PATH=/nowhere is not there: type pip install"):
+    with pytest.raises(UserError, match="is not at TPU_LIBRARY_PATH=/nowhere: type make"):
         topology.prepare("v5e:2x2")
 
 
@@ -113,5 +113,5 @@ def test_a_compiler_that_is_damaged_is_told_in_a_line(tmp_path):
     assert (process.returncode, process.stdout) == (1, "")
     told = "error: --topology=v5e:2x2: the TPU compiler cannot be used ("
     assert process.stderr.startswith(told)
-    assert "type pip install --no-deps --upgrade" in process.stderr
+    assert "type make libtpu, or pip install --no-deps --upgrade" in process.stderr
     assert process.stderr.count("\n") == 1

@@ -81,6 +81,22 @@ def test_collectives_are_found_with_their_sizes_groups_and_rounds():
     )
 
 
+def test_arrays_that_are_moved_together_are_each_counted():
+    text = """\
+ENTRY %main (x: f32[8,4], y: f32[2,2]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %y = f32[2,2]{1,0} parameter(1)
+  %both = (f32[8,4]{1,0}, f32[2,2]{1,0}, f32[8,4]{1,0}, f32[2,2]{1,0}, u32[], u32[]) \
+collective-permute-start(%x, %y), source_target_pairs={{0,1},{1,0}}
+  ROOT %z = f32[8,4]{1,0} get-tuple-element(%both), index=2
+}
+"""
+    program = hlo.read(text)
+    (moved,) = collectives.read(program, num_devices=2, slices=1)
+    assert moved == Collective("collective-permute", 128 + 16, 2, 1)
+    assert traffic(program) == 2 * (128 + 16)
+
+
 @pytest.mark.parametrize(
     ("kind", "sent"),
     [

@@ -189,7 +189,7 @@ def test_vgg_fully_sharded_on_a_small_pod():
         ),
         (
             ("--config.mesh.model=3", "--topology=v5e:2x2"),
-            "config.mesh.model=3 do not make 4 devices",
+            "config.mesh.model=3 cannot lay out 4 devices",
         ),
     ],
 )

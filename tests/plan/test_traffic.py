@@ -58,6 +58,21 @@ custom_call_target="AsyncCollectiveStart"
   ROOT %mine = f32[2,128]{1,0:T(2,128)} dynamic-slice(%sum, %zero, %zero)
 }
 
+%nested (whole: f32[64,128], part: f32[8,128], at: s32[]) -> f32[64,128] {
+  %whole = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %part = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %at = s32[]{:S(6)} parameter(2)
+  ROOT %new = f32[64,128]{1,0:T(8,128)} fusion(%whole, %part, %at), kind=kLoop, calls=%in_place
+}
+
+%used (whole: f32[64,128], part: f32[8,128], at: s32[]) -> f32[64,128] {
+  %whole = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %part = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %at = s32[]{:S(6)} parameter(2)
+  %new = f32[64,128]{1,0:T(8,128)} dynamic-update-slice(%whole, %part, %at, %at)
+  ROOT %negated = f32[64,128]{1,0:T(8,128)} negate(%new)
+}
+
 ENTRY %main (a: bf16[16,100], b: f32[64,128], c: f32[1,128], d: f32[8,128], at: s32[]) -> f32[] {
   %a = bf16[16,100]{1,0:T(8,128)(2,1)} parameter(0)
   %b = f32[64,128]{1,0:T(8,128)} parameter(1)
@@ -70,6 +85,8 @@ ENTRY %main (a: bf16[16,100], b: f32[64,128], c: f32[1,128], d: f32[8,128], at: 
   %lower = ((f32[64,128]{1,0:T(8,128)}), f32[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
 slice-start(%b), slice={[0:16], [0:128]}
   %updated = f32[64,128]{1,0:T(8,128)} fusion(%b, %part, %at), kind=kLoop, calls=%in_place
+  %again = f32[64,128]{1,0:T(8,128)} fusion(%updated, %part, %at), kind=kLoop, calls=%nested
+  %negated = f32[64,128]{1,0:T(8,128)} fusion(%again, %part, %at), kind=kLoop, calls=%used
   %begun = (f32[1,128]{1,0:T(1,128)}, f32[4,128]{1,0:T(4,128)}) fusion(%c), calls=%start
   %mine = f32[1,128]{1,0:T(1,128)} get-tuple-element(%begun), index=0
   %whole = f32[4,128]{1,0:T(4,128)} get-tuple-element(%begun), index=1
@@ -89,6 +106,8 @@ def test_what_lies_beside_the_processor_is_no_traffic_of_the_main_memory():
         "fetched": 8 * 128 * 4,
         "lower": 16 * 128 * 4,
         "updated": 8 * 128 * 4,
+        "again": 8 * 128 * 4,
+        "negated": 2 * 64 * 128 * 4,
         "gathered once": 128 * 4 + 4 * 128 * 4,
         "meanwhile": 2 * 8 * 128 * 4,
         "scattered": 8 * 128 * 4 + 2 * 128 * 4,
