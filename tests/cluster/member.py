@@ -16,8 +16,6 @@ import signal
 import sys
 import time
 
-import jax
-
 from inception_jax.cluster import Cluster, find, meeting
 from inception_jax.cluster.worker import started_as_worker
 from inception_jax.errors import UserError
@@ -38,6 +36,8 @@ def work(worker):
     if deed == "fail":
         raise UserError("the disk is gone")
     if deed == "collapse":
+        import jax  # takes long, and supervisors do without it
+
         raise jax.errors.JaxRuntimeError("Connection closed by peer")
     if deed == "abort":
         os.write(2, b"*** SIGABRT received ***\n")

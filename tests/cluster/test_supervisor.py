@@ -108,7 +108,7 @@ def test_a_killed_supervisor_ends_all_and_its_own_worker(victim, start):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_host_that_falls_silent_ends_the_others_in_the_time_that_is_set(victim, start):
-    members = start(["work"] * 3, "dead=6")
+    members = start(["work"] * 3, "dead=12")
     workers = [member.worker() for member in members]
     os.kill(members[victim].process.pid, signal.SIGSTOP)
     began = time.monotonic()
@@ -119,7 +119,7 @@ def test_a_host_that_falls_silent_ends_the_others_in_the_time_that_is_set(victim
             assert f"process {victim} of 3" in error
             assert "is silent" in error
             assert gone(workers[number])
-    assert 2 < time.monotonic() - began < 6
+    assert 4 < time.monotonic() - began < 12
     os.kill(members[victim].process.pid, signal.SIGCONT)
     code, error = members[victim].end()  # it has been given up, or finds the others gone
     assert code == 1
@@ -179,15 +179,15 @@ def test_a_signal_goes_to_the_worker_and_a_second_one_ends_all(number, start):
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_process_that_does_not_come_is_named(missing, start):
     deeds = [None if index == missing else "work" for index in range(3)]
-    members = start(deeds, "start=2")
+    members = start(deeds, "start=6")
     began = time.monotonic()
     for member in filter(None, members):
         code, error = member.end()
         assert (code, error.count("\n")) == (1, 1)
         told = "no answer from process 0 at" if missing == 0 else f"process {missing} of 3 has not"
         assert error.startswith(f"error: {told}")
-        assert "within 2 seconds: " in error
-    assert time.monotonic() - began < 10
+        assert "within 6 seconds: " in error
+    assert time.monotonic() - began < 12
 
 
 def test_processes_of_other_settings_are_refused(start):
