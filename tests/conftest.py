@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -108,12 +109,15 @@ def rows(workdir):
 
 
 def free_port():
-    """A port that is free, as is the one below it."""
+    """A port that is free, as is the one below it, beside those that connections are given."""
     while True:
-        with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
-            with contextlib.suppress(OSError), socket.create_server(("", port - 1)):
-                return port
+        port = random.randrange(10_001, 32_768, 2)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("", port)),
+            socket.create_server(("", port - 1)),
+        ):
+            return port
 
 
 def stop(process):
