@@ -144,11 +144,12 @@ def alone(folder: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(path, "w")  # noqa: SIM115
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"a run is still at work in {folder}: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with workdir.writing(path):  # a disk may have no locks
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"a run is still at work in {folder}: waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
 
 
