@@ -21,11 +21,8 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-# They stand for nine of a kind, each of which takes its time to compile in every process.
-FEW_MODULES = ("--config.model.modules=3a,4a,5b",)
 OPTIONS = (
     *SMALL,
-    *FEW_MODULES,
     "--config.epochs=1",
     "--config.eval.every_steps=16",
     "--config.checkpoint.every_steps=10",
@@ -247,8 +244,8 @@ def test_hosts_that_have_other_images_are_told(tmp_path):
 
 # As published but for size and batch norm, so that nothing makes rounding grow.
 NETWORK = (
-    *FEW_MODULES,
-    *("--config.model.width=0.125", "--config.model.batch_norm=false"),
+    *("--config.model.modules=3a,4a,5b", "--config.model.width=0.125"),
+    "--config.model.batch_norm=false",
     *("--config.schedule.rate=0.01", "--config.optim.weight_decay=0"),
 )
 FULLY_SHARDED = "--config.mesh.fully_sharded=true"
