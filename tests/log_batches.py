@@ -5,19 +5,21 @@ python tests/log_batches.py LOG.jsonl MAIN'S ARGUMENTS
 
 import hashlib
 import json
+import os
 import sys
 
 from inception_jax import main
-from inception_jax.data import pipeline
+from inception_jax.cluster.worker import WORKER
 
 path, *arguments = sys.argv[1:]
 arguments = ["main", *arguments]
-reads = {kind: getattr(pipeline, kind) for kind in ("training", "evaluation")}
 
 
-def logged(kind):
-    def read(source, rows, local, steps, *others):
-        batches = reads[kind](source, rows, local, steps, *others)
+def logged(read, kind):
+    """Batches as read returns them, each of which is written down."""
+
+    def logging(source, rows, local, steps, *others):
+        batches = read(source, rows, local, steps, *others)
         with open(path, "a", buffering=1) as log:
             for step, batch in zip(steps, batches, strict=True):
                 row = {name: values.tolist() for name, values in batch.items() if name != "image"}
@@ -25,10 +27,14 @@ def logged(kind):
                 log.write(json.dumps({"kind": kind, "step": step} | row) + "\n")
                 yield batch
 
-    return read
+    return logging
 
 
-for kind in reads:
-    setattr(pipeline, kind, logged(kind))
+several = any(argument.startswith("--coordinator_address") for argument in arguments)
+if WORKER in os.environ or not several:  # a supervisor takes no batches, and starts in a moment
+    from inception_jax.data import pipeline
+
+    for kind in ("training", "evaluation"):
+        setattr(pipeline, kind, logged(getattr(pipeline, kind), kind))
 
 sys.exit(main.main(arguments))

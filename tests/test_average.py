@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import arrays, newest, start_main, wait_until
+from conftest import NARROW, arrays, newest, start_main, wait_until
 
 from configs import googlenet
 from inception_jax import average, validate
@@ -107,19 +107,19 @@ def test_rates_and_averages_of_a_run_that_was_killed_are_the_closed_forms(name, 
     options = (
         *("--config=configs/digits.py:vgg11", "--config.model.batch_norm=true"),
         *("--config.optim.name=sgd", "--config.schedule.rate=0.1"),
-        *(f"--workdir={tmp_path}", "--config.epochs=0.5", "--config.log_every_steps=1"),
+        *(f"--workdir={tmp_path}", "--config.epochs=0.25", "--config.log_every_steps=1"),
         *("--config.checkpoint.every_steps=1", "--config.checkpoint.keep=99"),
         *(f"--config.average.name={name}", "--config.average.decay=0.8"),
-        *("--config.average.start_epochs=0.1", "--config.schedule.warmup_epochs=0.2"),
+        *("--config.average.start_epochs=0.05", "--config.schedule.warmup_epochs=0.1"),
     )
-    process = start_main(*options)
-    assert wait_until(process, lambda: newest(tmp_path) >= 9)
+    process = start_main(*options, base=NARROW)
+    assert wait_until(process, lambda: newest(tmp_path) >= 5)
     process.kill()
     process.communicate()
-    assert newest(tmp_path) < 23
-    run_main(*options)
+    assert newest(tmp_path) < 12
+    run_main(*options, base=NARROW)
 
-    total, warmup, start = 23, 9, 4  # of 44.9 steps an epoch: 22.5, 8.98 and 4.49
+    total, warmup, start = 12, 4, 2  # of 44.9 steps an epoch: 11.2, 4.49 and 2.25
     rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     rates = {row["step"]: row["rate"] for row in rows if row["kind"] == "train"}
     for step in range(1, total + 1):

@@ -1,6 +1,6 @@
 """Real processes, as on several hosts: the same numbers as in one, and runs that outlive deaths.
 
-Four processes of two devices each, unless said otherwise, which talk through gloo.
+Four processes, unless said otherwise, which talk through gloo.
 """
 
 import itertools
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = (
     *SMALL,
+    "--config.model.width=0.25",
     "--config.epochs=1",
     "--config.eval.every_steps=16",
     "--config.checkpoint.every_steps=10",
@@ -34,7 +35,7 @@ STEPS = 45
 class Cluster:
     """The main job in several processes."""
 
-    def __init__(self, log, *options, processes=4, devices=2, folders=(ROOT,) * 4):
+    def __init__(self, log, *options, processes=4, devices=1, folders=(ROOT,) * 4):
         self.members = []
         port = free_port()
         for index in range(processes):
@@ -127,7 +128,7 @@ def assert_same_end(workdir, whole):
     """Bit for bit, and row for row."""
     first, second = arrays(whole, STEPS), arrays(workdir, STEPS)
     assert first.keys() == second.keys()
-    assert len(first) > 80
+    assert len(first) > 70
     for name, value in first.items():
         assert value.tobytes() == second[name].tobytes(), name
     assert rows(workdir) == rows(whole)
@@ -170,18 +171,9 @@ def test_killed_and_told_to_go_a_run_ends_bit_for_bit_as_if_undisturbed(stopped,
     assert_same_end(tmp_path / "run", whole[0])
 
 
-def test_fewer_hosts_go_on_with_the_same_global_batches(stopped, whole, tmp_path):
-    workdir, step = tmp_path / "run", stopped[1]
-    shutil.copytree(stopped[0], workdir)
-    run(tmp_path / "log", f"--workdir={workdir}", processes=2, devices=2)
-    expected, found = batches(whole[1]), batches(tmp_path / "log")
-    assert list(expected) == list(range(STEPS))
-    assert found == {number: expected[number] for number in range(step, STEPS)}
-    losses = [[r["loss"] for r in rows(at) if "loss" in r] for at in (workdir, whole[0])]
-    np.testing.assert_allclose(*losses, rtol=0.02)  # float32, summed in another order
-
-
-def test_damage_makes_all_hosts_go_back_to_the_same_step(stopped, whole, tmp_path):
+def test_fewer_hosts_go_back_to_the_same_step_and_on_with_the_same_global_batches(
+    stopped, whole, tmp_path
+):
     """The newest checkpoint has a flipped bit; which process could say so of its own part?"""
     workdir, step = tmp_path / "run", stopped[1]
     shutil.copytree(stopped[0], workdir)
@@ -190,14 +182,16 @@ def test_damage_makes_all_hosts_go_back_to_the_same_step(stopped, whole, tmp_pat
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    out = run(tmp_path / "log", f"--workdir={workdir}")
+    out = run(tmp_path / "log", f"--workdir={workdir}", processes=2, devices=2)
     assert f"going on from step 20 in {workdir}\n" in out
     told = rf"checkpoint {step} is damaged \(.* is damaged\): set aside as {step}.damaged1\n"
     assert re.search(told, out)
-    for index in range(4):
-        first = json.loads((tmp_path / f"log.{index}").read_text().partition("\n")[0])
-        assert first["step"] == 20
-    assert_same_end(workdir, whole[0])
+    expected, found = batches(whole[1]), batches(tmp_path / "log")
+    assert list(expected) == list(range(STEPS))
+    assert found == {number: expected[number] for number in range(20, STEPS)}
+    losses = [[r["loss"] for r in rows(at) if "loss" in r] for at in (workdir, whole[0])]
+    assert min(losses[1]) < 0.8 * max(losses[1])
+    np.testing.assert_allclose(*losses, rtol=0.02)  # float32, summed in another order
 
 
 def test_hosts_that_do_not_share_the_workdir_are_told(tmp_path):
@@ -244,7 +238,7 @@ def test_hosts_that_have_other_images_are_told(tmp_path):
 
 # As published but for size and batch norm, so that nothing makes rounding grow.
 NETWORK = (
-    *("--config.model.modules=3a,4a,5b", "--config.model.width=0.125"),
+    *("--config.model.modules=3a,4a", "--config.model.width=0.125"),
     "--config.model.batch_norm=false",
     *("--config.schedule.rate=0.01", "--config.optim.weight_decay=0"),
 )
@@ -300,20 +294,19 @@ def assert_close(one, other, tolerance, only=""):
 @pytest.mark.parametrize("sharded", [(), (FULLY_SHARDED,)], ids=["data_parallel", "fully_sharded"])
 def test_four_processes_compute_in_float64_what_one_does(sharded, compute):
     options = (*NETWORK, *sharded, "--config.model.dtype=float64")
-    assert_close(compute(1, 20, *options), compute(4, 20, *options), 1e-9)
+    assert_close(compute(1, 5, *options), compute(4, 5, *options), 1e-9)
 
 
-@pytest.mark.parametrize("sharded", [(), (FULLY_SHARDED,)], ids=["data_parallel", "fully_sharded"])
-def test_four_processes_have_the_loss_and_gradients_of_one(sharded, compute):
+def test_four_processes_have_the_loss_and_gradients_of_one(compute):
     """Without weight decay the momentum after one step is the gradient."""
-    one, four = (compute(processes, 1, *NETWORK, *sharded) for processes in (1, 4))
+    one, four = (compute(processes, 1, *NETWORK) for processes in (1, 4))
     assert_close(one, four, 1e-5, only="trace")
 
 
 def test_two_slices_of_two_processes_compute_what_one_process_does(compute):
     """Parameters are split within slices, so that they never come from another."""
     options = (*NETWORK, FULLY_SHARDED, "--config.model.dtype=float64")
-    four = compute(4, 20, *options, "--config.mesh.slices=2")
-    assert_close(compute(1, 20, *options), four, 1e-9)
+    four = compute(4, 5, *options, "--config.mesh.slices=2")
+    assert_close(compute(1, 5, *options), four, 1e-9)
     shares = dict(zip([n for n in four if "/" in n or n == "step"], four["shares"], strict=True))
     assert shares["params/loss3/classifier/kernel"] == 1 / 4  # not 1/8: each slice has them all

@@ -32,6 +32,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_runs_share_it_at_once_and_later_and_mend_it_and_compute_the_same(run_main, tmp_path):
     """And nothing of it is on the terminal."""
     cache = tmp_path / "cache"

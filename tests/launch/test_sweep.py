@@ -394,7 +394,7 @@ OPTIONS = (
         "--config.model.width=0.0625",
         "--config.batch_size=32",
     ),
-    *("--config.model.modules=3a,4a,5b", "--config.epochs=0.5"),
+    *("--config.model.modules=3a", "--config.epochs=0.5"),
     *("--config.schedule.warmup_epochs=0", "--config.checkpoint.every_steps=10"),
 )
 

@@ -13,7 +13,7 @@ from inception_jax.plan.weigh import Memory, Step
 
 ARGUMENTS = (
     *(f"--config={ROOT}/configs/digits.py", "--config.model.width=0.0625"),
-    "--config.model.modules=3a,4a,5b",
+    "--config.model.modules=3a",
 )
 AVAILABLE = 1000
 
