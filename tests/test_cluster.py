@@ -70,7 +70,7 @@ class Cluster:
             member.communicate()
 
     def wait_for(self, ready):
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not ready():
             ended = [member.poll() for member in self.members]
             assert ended == [None] * len(ended), self.end(0)
@@ -83,7 +83,7 @@ class Cluster:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return int(file.read())
 
-    def end(self, seconds=300):
+    def end(self, seconds=600):
         """Waits until all have ended; returns exit codes, standard outputs and errors."""
         ends = [member.communicate(timeout=seconds) for member in self.members]
         return [m.returncode for m in self.members], [e[0] for e in ends], [e[1] for e in ends]
@@ -268,7 +268,7 @@ def compute(tmp_path_factory):
                     )
                 )
             try:
-                assert [member.wait(300) for member in members] == [0] * processes
+                assert [member.wait(600) for member in members] == [0] * processes
             finally:
                 for member in members:
                     member.kill()
@@ -283,7 +283,7 @@ def assert_close(one, other, tolerance, only=""):
     """Relative to the largest value of each array."""
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=tolerance)
     names = [n for n in one if n not in ("hlo", "devices", "losses", "shares") and only in n]
-    assert len(names) > 40  # kernels and biases
+    assert len(names) >= 2 * (1 + 2 * 6 + 1)  # kernels and biases
     for name in names:
         scale = np.abs(one[name]).max()
         np.testing.assert_allclose(
@@ -291,16 +291,15 @@ def assert_close(one, other, tolerance, only=""):
         )
 
 
-@pytest.mark.parametrize("sharded", [(), (FULLY_SHARDED,)], ids=["data_parallel", "fully_sharded"])
-def test_four_processes_compute_in_float64_what_one_does(sharded, compute):
-    options = (*NETWORK, *sharded, "--config.model.dtype=float64")
+def test_four_processes_compute_in_float64_what_one_does(compute):
+    options = (*NETWORK, FULLY_SHARDED, "--config.model.dtype=float64")
     assert_close(compute(1, 5, *options), compute(4, 5, *options), 1e-9)
 
 
-def test_four_processes_have_the_loss_and_gradients_of_one(compute):
-    """Without weight decay the momentum after one step is the gradient."""
-    one, four = (compute(processes, 1, *NETWORK) for processes in (1, 4))
-    assert_close(one, four, 1e-5, only="trace")
+def test_two_processes_have_the_loss_and_gradients_of_one(compute):
+    """Data-parallel. Without weight decay the momentum after one step is the gradient."""
+    one, two = (compute(processes, 1, *NETWORK) for processes in (1, 2))
+    assert_close(one, two, 1e-5, only="trace")
 
 
 def test_two_slices_of_two_processes_compute_what_one_process_does(compute):

@@ -13,10 +13,10 @@ from conftest import NARROW, ROOT, arrays, rows
 
 from inception_jax.plan.collectives import groups
 
-MODULES = "--config.model.modules=3a,4a,4d,5b"
+FEW = ("--config.model.modules=3a,4a,4d,5b", "--config.batch_size=32")
 # As published but for size: its stem, LRN, both auxiliary heads, dropout.
 PUBLISHED = (
-    MODULES,
+    *FEW,
     "--config.model.batch_norm=false",
     "--config.model.auxiliary_heads=true",
     "--config.model.small_stem=false",
@@ -84,7 +84,7 @@ def test_twenty_steps_in_float64_do_not_depend_on_the_devices(sharded, train_on)
 
 def test_batch_norm_uses_the_statistics_of_the_global_batch(train_on):
     """At a rate that keeps rounding from growing past the bound, which batch norm amplifies."""
-    overrides = (MODULES, "--config.model.dtype=float64", "--config.schedule.rate=0.001")
+    overrides = (*FEW, "--config.model.dtype=float64", "--config.schedule.rate=0.001")
     one, eight = (train_on(devices, 20, *overrides) for devices in (1, 8))
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-9)
     assert worst_difference(one, eight) < 1e-9

@@ -256,7 +256,10 @@ def test_what_is_not_finite_stops_at_its_step_and_keeps_the_last_good(finished, 
     ("overrides", "message"),
     [
         (["--config.data.image_size=7"], "images of 7 pixels are too small for GoogLeNet: set"),
-        (["--config.model.auxiliary_heads=true"], "too small for the auxiliary heads: set"),
+        (
+            ["--config.model.modules=4a", "--config.model.auxiliary_heads=true"],
+            "too small for the auxiliary heads: set",
+        ),
         (["--config.batch_size=33"], "config.batch_size=33 is not divisible by 2 devices x 1 acc"),
         (["--config.accumulation=5"], "take 30, or another multiple of 10"),
         (["--config.mesh.model=3"], "config.mesh.model=3 cannot lay out 2 devices"),
@@ -291,7 +294,7 @@ def test_a_full_disk_is_one_line(finished, tmp_path):
         [
             "bash",
             "-c",
-            f'ulimit -f 100; exec {sys.executable} -m inception_jax.main "$@"',
+            f'ulimit -f 10; exec {sys.executable} -m inception_jax.main "$@"',
             "_",
             *SMALL,
             *SHORT,
