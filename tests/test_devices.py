@@ -119,7 +119,7 @@ def test_a_fully_sharded_state_lies_in_parts_of_an_eighth(train_on):
         divisible = any(side % 8 == 0 for side in stored[name].shape)
         assert shares[name] == (1 / 8 if divisible else 1), name
     held = sum(size * shares[name] for name, size in sizes.items())
-    assert 1 / 8 < held / sum(sizes.values()) < 0.27
+    assert 1 / 8 < held / sum(sizes.values()) < 0.3
 
 
 def test_fully_sharded_each_parameter_is_gathered_once_and_gradients_summed_together(train_on):
