@@ -1,6 +1,7 @@
 """The command: predictions against what ran on CPU, pods that are not here, and its messages."""
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -156,24 +157,24 @@ def test_a_chip_of_a_larger_pod_does_what_one_of_a_smaller_does():
 @needs_compiler
 @pytest.mark.slow
 def test_vgg_fully_sharded_on_a_small_pod():
-    """Weight gradients are loops around the ring; the state lies in sixteenths, in tiles."""
+    """Its weight gradients are loops around the ring; its state lies in sixteenths."""
     found = plan(
-        *("--config=configs/digits.py:vgg11", "--config.mesh.fully_sharded=true"),
-        *("--config.batch_size=128", "--topology=v5e:4x4"),
+        *("--config=configs/digits.py:vgg11", "--config.model.width=1.0"),
+        *("--config.mesh.fully_sharded=true", "--config.batch_size=128", "--topology=v5e:4x4"),
     )
     (step,) = found["steps"]
     assert step["flops"]["products"] == step["flops"]["products_by_cost_command"]
+    assert step["flops"]["all"] == pytest.approx(step["flops"]["products"], rel=0.03)
     assert any(c["kind"] == "collective-permute" and c["times"] > 1 for c in step["collectives"])
-    kernels = {  # at an eighth of the width
-        "conv1_1": 3 * 3 * 3 * 8,
-        "others": 9 * (8 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64 * 3),
-        "connections": 64 * 512 + 512 * 512 + 512 * 10,
-    }
-    state = 3 * 4 * sum(kernels.values()) / 16  # and Adam's moments, in float32
-    assert state < step["memory_bytes"]["held"] < 3 * state
+    sides = (3, 64, 128, 256, 256, 512, 512, 512, 512)
+    convolutions = 9 * sum(inputs * outputs for inputs, outputs in itertools.pairwise(sides))
+    kernels = convolutions + 512 * 4096 + 4096 * 4096 + 4096 * 10  # one place is left of 32x32
+    state = 3 * 4 * kernels / 16  # and Adam's moments, in float32
+    batch = 8 * 32 * 32 * 3
+    assert step["memory_bytes"]["held"] == pytest.approx(state + batch, rel=0.02)
     gathered = sum(c["size"] for c in step["collectives"] if c["kind"] == "all-gather")
-    # once, as bfloat16, but for the first, no side of which can be split in sixteen
-    assert gathered == 2 * (sum(kernels.values()) - kernels["conv1_1"])
+    # kernels once, as bfloat16, and what lies in front of 4,096 outputs, twice, as float32
+    assert gathered == 2 * kernels + 4 * 2 * 4096
 
 
 @needs_compiler
