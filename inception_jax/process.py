@@ -49,7 +49,8 @@ def quiet() -> None:
     """Keeps libraries' messages off the terminal; call it before importing jax or TensorFlow."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # not installed: so no Keras, which takes seconds
+    # TensorFlow looks for a package that is not installed, in place of importing Keras for seconds
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
     os.environ["GRPC_VERBOSITY"] = "NONE"
     absl.logging.set_verbosity(absl.logging.FATAL)
     # asyncio repeats what a failed save left behind, urllib3 every retry, Pillow what it does not

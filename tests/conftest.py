@@ -60,7 +60,7 @@ SMALL = (*NARROW, "--config.model.modules=3a")
 
 @pytest.fixture(scope="session")
 def run_main():
-    """Returns run(*arguments, env={}) -> the finished process of the main job on a tiny network."""
+    """Returns run(*arguments, base=SMALL, env={}) -> the finished process of the main job."""
 
     def run(*arguments, base=SMALL, env=None, check=True):
         process = start_main(*arguments, base=base, env=env)

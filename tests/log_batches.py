@@ -18,7 +18,7 @@ arguments = ["main", *arguments]
 def logged(read, kind):
     """Batches as read returns them, each of which is written down."""
 
-    def logging(source, rows, local, steps, *others):
+    def read_and_log(source, rows, local, steps, *others):
         batches = read(source, rows, local, steps, *others)
         with open(path, "a", buffering=1) as log:
             for step, batch in zip(steps, batches, strict=True):
@@ -27,7 +27,7 @@ def logged(read, kind):
                 log.write(json.dumps({"kind": kind, "step": step} | row) + "\n")
                 yield batch
 
-    return logging
+    return read_and_log
 
 
 several = any(argument.startswith("--coordinator_address") for argument in arguments)
